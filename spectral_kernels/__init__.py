@@ -1,0 +1,38 @@
+"""Measure and steer the diversity of a contrastive-learning batch."""
+
+from spectral_kernels.backends import BackendError, use_backend
+from spectral_kernels.checks import set_checks
+from spectral_kernels.modules import InfoNCELoss, NTXentLoss, Whitening
+from spectral_kernels.ops._selection import Selection
+from spectral_kernels.ops.covariance import covariance
+from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank
+from spectral_kernels.ops.greedy import greedy_select
+from spectral_kernels.ops.infonce import info_nce, nt_xent
+from spectral_kernels.ops.pool import pool_select
+from spectral_kernels.ops.spectrum import spectrum
+from spectral_kernels.ops.whitening import whiten
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "GreedyBatchSampler",
+    "InfoNCELoss",
+    "MemoryBank",
+    "NTXentLoss",
+    "PoolBatchSampler",
+    "RandomBatchSampler",
+    "Selection",
+    "Whitening",
+    "batch_effective_rank",
+    "covariance",
+    "effective_rank",
+    "greedy_select",
+    "info_nce",
+    "nt_xent",
+    "pool_select",
+    "set_checks",
+    "spectrum",
+    "use_backend",
+    "whiten",
+]

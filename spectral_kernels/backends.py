@@ -1,0 +1,133 @@
+"""Which implementation of an op runs: choosing one, forcing one, and saying why one cannot run.
+
+Every op is registered once (`library.py`) and carries the backend's name as its last argument. `choose` finds that name:
+a forced backend that cannot run raises `BackendError`; nothing falls back silently.
+"""
+
+import importlib.util
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+BACKENDS = ("reference", "cpp", "triton", "cuda")
+
+# op name -> backends that implement it; filled by library.define
+OPS: dict[str, tuple[str, ...]] = {}
+
+_LIBRARY_PATH = Path(__file__).with_name("_C.so")
+_TRITON_FOUND = importlib.util.find_spec("triton") is not None
+_TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class BackendError(RuntimeError):
+    """A backend was forced that cannot run here; the message says why and what to do."""
+
+
+def _load_cpp() -> str | None:
+    if not _LIBRARY_PATH.exists():
+        return "the C++ library was not built (python -m spectral_kernels.info says why)"
+    try:
+        torch.ops.load_library(str(_LIBRARY_PATH))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        return f"the C++ library does not load under torch {torch.__version__}: {reason}"
+    return None
+
+
+CPP_ERROR = _load_cpp()
+
+
+def _check_name(backend: str, argument: str = "backend") -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"{argument} must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+_FROM_ENVIRONMENT = os.environ.get("SPECTRAL_KERNELS_BACKEND") or None
+if _FROM_ENVIRONMENT is not None:
+    _check_name(_FROM_ENVIRONMENT, "SPECTRAL_KERNELS_BACKEND")
+
+
+class _Forced(threading.local):
+    """None: nothing forced; "auto": an outer choice lifted."""
+
+    def __init__(self) -> None:
+        self.backend: str | None = None
+
+
+_forced = _Forced()
+
+
+class use_backend:
+    """Force a backend inside a `with` block, in this thread only.
+
+    Args:
+        backend: `"reference"`, `"cpp"`, `"triton"` or `"cuda"`; None lifts an outer `use_backend` or environment variable.
+
+    Raises:
+        ValueError: unknown name. An op that the backend cannot run raises `BackendError` when it is called.
+    """
+
+    def __init__(self, backend: str | None) -> None:
+        self._backend = None if backend is None else _check_name(backend)
+
+    def __enter__(self) -> None:
+        self._outer = _forced.backend
+        _forced.backend = "auto" if self._backend is None else self._backend
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _forced.backend = self._outer
+
+
+def why_unavailable(backend: str, op: str, device_type: str) -> str | None:
+    """The reason why `backend` cannot run `op` on a device type (`"cpu"`, `"cuda"`), or None when it can."""
+    if backend not in OPS[op]:
+        return f"{op} has no {backend} implementation"
+    if backend == "cpp":
+        return CPP_ERROR if device_type == "cpu" else f"cpp needs CPU tensors, got {device_type}"
+    if backend == "triton":
+        if not _TRITON_FOUND:
+            return "triton is not installed (pip install triton)"
+        if device_type == "cpu" and not _TRITON_INTERPRETS:
+            return "triton on CPU tensors needs TRITON_INTERPRET=1 set before the import"
+        return None if device_type in ("cuda", "cpu") else f"triton needs CUDA tensors, got {device_type}"
+    if backend == "cuda" and device_type != "cuda":
+        return f"cuda needs CUDA tensors, got {device_type}"
+    return None
+
+
+def forced_backend(backend: str | None = None) -> str | None:
+    """The backend forced by the argument, else by `use_backend`, else by SPECTRAL_KERNELS_BACKEND, else None."""
+    if backend is not None:
+        return _check_name(backend)
+    inner = _forced.backend
+    if inner is not None:
+        return None if inner == "auto" else inner
+    return _FROM_ENVIRONMENT
+
+
+def choose(op: str, device: torch.device, backend: str | None = None) -> str:
+    """The backend that runs `op` on `device`.
+
+    Args:
+        op: name of a registered op, a key of `OPS`.
+        device: where the op's tensors live.
+        backend: forces one; None takes `use_backend`, then SPECTRAL_KERNELS_BACKEND, then the best one there is.
+
+    Raises:
+        ValueError: unknown backend name.
+        BackendError: a forced backend cannot run the op here.
+    """
+    forced = forced_backend(backend)
+    if forced is not None:
+        reason = why_unavailable(forced, op, device.type)
+        if reason is not None:
+            raise BackendError(f"backend {forced!r} cannot run {op}: {reason}")
+        return forced
+    order = ("cuda", "triton", "reference") if device.type == "cuda" else ("cpp", "reference")
+    return next(name for name in order if why_unavailable(name, op, device.type) is None)

@@ -1,0 +1,125 @@
+"""Argument checks: one clear error that names the argument and the value."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+_enabled = True
+
+
+def set_checks(enabled: bool) -> None:
+    """Turn the search for NaN and Inf rows on or off in every backend (on at import).
+
+    Shapes, dtypes and ranges are checked always: they cost nothing.
+    """
+    global _enabled
+    _enabled = bool(enabled)
+    cpp = torch.ops.spectral_kernels_cpp
+    if hasattr(cpp, "set_checks"):
+        cpp.set_checks(_enabled)
+
+
+def floating(z: Tensor, name: str, ndim: int | None = None) -> Tensor:
+    """A floating tensor (..., n, d), n and d at least 1; exactly `ndim` dimensions where given."""
+    if not isinstance(z, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(z).__name__}")
+    if z.dtype not in FLOATING:
+        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
+    if ndim is not None and z.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(z.shape)}")
+    if z.ndim < 2:
+        raise ValueError(f"{name} must have shape (..., n, d), got shape {tuple(z.shape)}")
+    if z.shape[-1] < 1 or z.shape[-2] < 1:
+        raise ValueError(f"{name} is empty: shape {tuple(z.shape)}")
+    return z
+
+
+def same_features(a: Tensor, a_name: str, b: Tensor, b_name: str) -> None:
+    """`b` fits `a`: same feature size d, dtype and device."""
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"{b_name} has d = {b.shape[-1]}, but {a_name} has d = {a.shape[-1]}")
+    if a.dtype != b.dtype:
+        raise ValueError(f"{b_name} is {b.dtype}, but {a_name} is {a.dtype}")
+    if a.device != b.device:
+        raise ValueError(f"{b_name} is on {b.device}, but {a_name} is on {a.device}")
+
+
+def row_indices(indices: Tensor, name: str, rows: int, ndim: int) -> Tensor:
+    """An int64 tensor of `ndim` dimensions with values in [0, rows)."""
+    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
+        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise ValueError(f"{name} must be an int64 tensor, got {kind}")
+    if indices.ndim != ndim or indices.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty tensor of {ndim} dimensions, got shape {tuple(indices.shape)}")
+    # reading values is a sync on CUDA and a graph break under compile; the kernels clamp nothing, so eager CPU looks
+    if indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in torch.aminmax(indices))
+        if low < 0 or high >= rows:
+            raise ValueError(f"{name} must lie in [0, {rows}), got {low if low < 0 else high}")
+    return indices
+
+
+def integer(value: int, name: str, low: int, high: int | None = None) -> int:
+    """A whole number of at least `low` (at most `high`)."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        span = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {span}, got {value}")
+    return int(value) if isinstance(value, int) else value  # type: ignore[return-value]
+
+
+def positive(value: float, name: str) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    return float(value)
+
+
+def one_of(value: str, name: str, choices: Iterable[str]) -> str:
+    """One of the names in `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def finite_rows(z: Tensor, name: str) -> None:
+    """Raise for the first row of a CPU tensor (..., n, d) that holds NaN or Inf.
+
+    CUDA tensors are not looked at: reading the answer would stall the stream.
+    """
+    if not _enabled or z.device.type != "cpu":
+        return
+    finite = torch.isfinite(z).all(-1)
+    if not bool(finite.all()):
+        bad_row(~finite, name)
+
+
+def bad_row(bad: Tensor, name: str) -> None:
+    """Raise for the first True of a mask (..., n) of bad rows."""
+    *batch, row = (int(i) for i in bad.nonzero()[0])
+    flat = 0
+    for size, index in zip(bad.shape[:-1], batch, strict=True):
+        flat = flat * size + index
+    where = f"batch {flat} row {row}" if math.prod(bad.shape[:-1]) > 1 else f"row {row}"
+    raise ValueError(f"{name} {where} holds NaN or Inf")
+
+
+def finite_pool_rows(pool: Tensor, indices: Tensor) -> None:
+    """Raise for the first row of pool (N, d) that is among `indices` and holds NaN or Inf."""
+    if not _enabled or pool.device.type != "cpu":
+        return
+    rows = indices.unique()
+    finite = torch.isfinite(pool[rows]).all(-1)
+    if not bool(finite.all()):
+        raise ValueError(f"pool row {int(rows[~finite][0])} holds NaN or Inf")
+
+
+def enabled() -> bool:
+    """Whether NaN and Inf rows are looked for."""
+    return _enabled

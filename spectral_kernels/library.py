@@ -1,0 +1,112 @@
+"""Registers an op once: schema, fake implementation, backends, autograd.
+
+An op `name` of a room `ops/<room>/` is implemented by functions of that very name: `reference.py`, `triton.py`, and either
+`torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the parts, `cpp.py`. All take the schema's arguments
+without the last one, `backend`, which says which of them runs.
+"""
+
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from spectral_kernels import backends
+
+NAMESPACE = "spectral_kernels"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+_CPP_MESSAGE = re.compile(r"spectral_kernels: ([^\n]*)")
+
+
+def _module_function(room: str, module: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(f"spectral_kernels.ops.{room}.{module}"), name)
+    return function
+
+
+@contextmanager
+def _cpp_errors() -> Iterator[None]:
+    """C++ throws runtime_error across the ABI; what it says of an argument is a ValueError here."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = _CPP_MESSAGE.search(str(error))
+        if found is None:
+            raise
+        raise ValueError(found.group(1)) from None
+
+
+def _cpp_function(room: str, name: str) -> Callable[..., Any]:
+    function = getattr(torch.ops.spectral_kernels_cpp, name)
+
+    def call(*arguments: Any) -> Any:
+        with _cpp_errors():
+            return function(*arguments)
+
+    return call
+
+
+def define(
+    schema: str,
+    *,
+    room: str,
+    fake: Callable[..., Any],
+    check: Callable[..., None] | None = None,
+    cpp: str = "library",
+    triton: bool = True,
+) -> None:
+    """Register an op.
+
+    Args:
+        schema: without the trailing `str backend`, which is added here.
+        room: folder under `ops/`.
+        fake: shapes and dtypes from the schema's arguments (without `backend`).
+        check: reads the arguments of a CPU call for NaN and Inf; the C++ kernels look for themselves as they read.
+        cpp: `"library"` (C++ has the whole op), `"composed"` (`cpp.py` has it) or `"reference"` (d x d work that is
+            torch's on every backend).
+        triton: whether `triton.py` has it; else the reference runs under that name.
+    """
+    name, rest = schema.split("(", 1)
+    arguments, returns = rest.rsplit(") ->", 1)
+    LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
+    backends.OPS[name] = ("reference", "cpp", "triton")
+    loaded: dict[str, Callable[..., Any]] = {}
+
+    def load(backend: str) -> Callable[..., Any]:
+        if backend == "cpp" and cpp == "library":
+            return _cpp_function(room, name)
+        if backend == "cpp" and cpp == "composed":
+            return _module_function(room, "cpp", name)
+        if backend == "triton" and triton:
+            return _module_function(room, "triton", name)
+        return _module_function(room, "reference", name)
+
+    def kernel(*arguments: Any) -> Any:
+        *inputs, backend = arguments
+        function = loaded.get(backend)
+        if function is None:
+            function = loaded.setdefault(backend, load(backend))
+        if check is not None and not (backend == "cpp" and cpp == "library"):
+            check(*inputs)
+        # autocast would turn the accumulating products inside into bf16
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                return function(*inputs)
+        return function(*inputs)
+
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *inputs: fake(*inputs[:-1]), lib=LIBRARY)
+
+
+def differentiate(name: str, *, save: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Register autograd for an op: `save(ctx, inputs, output)` keeps what `backward(ctx, *grads)` needs."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=save, lib=LIBRARY)
+
+
+def op(name: str) -> Callable[..., Any]:
+    """The registered op, called with all its arguments, `backend` last."""
+    overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return overload

@@ -1,0 +1,111 @@
+"""Layers and losses as `torch.nn` modules."""
+
+import torch
+from torch import Tensor, nn
+
+from spectral_kernels import checks
+from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops.infonce import info_nce, nt_xent
+from spectral_kernels.ops.whitening import check_options, whiten_with_statistics
+from spectral_kernels.ops.whitening.reference import whitening_matrix
+
+
+class Whitening(nn.Module):
+    """Whitens by the batch's own statistics in training and by running ones in evaluation, like `nn.BatchNorm1d`.
+
+    Args:
+        d: number of features.
+        method, shrinkage, center: as in `whiten`.
+        momentum: weight of the newest batch in the running mean and covariance.
+
+    Buffers `running_mean` (d,), `running_covariance` (d, d) start at those of white data.
+
+    Raises:
+        ValueError: d below 1, momentum outside (0, 1], or what `whiten` raises.
+    """
+
+    running_mean: Tensor
+    running_covariance: Tensor
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        method: str = "cholesky",
+        shrinkage: float = 1e-4,
+        center: bool = True,
+        momentum: float = 0.1,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.d = checks.integer(d, "d", 1)
+        check_options(method, shrinkage)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum must be above 0 and at most 1, got {momentum!r}")
+        self.method, self.shrinkage, self.center = method, float(shrinkage), center
+        self.momentum, self.backend = float(momentum), backend
+        self.register_buffer("running_mean", torch.zeros(d))
+        self.register_buffer("running_covariance", torch.eye(d))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., n, d) to (..., n, d); in training each leading batch is whitened by itself."""
+        checks.floating(z, "z")
+        if z.shape[-1] != self.d:
+            raise ValueError(f"z has d = {z.shape[-1]}, but this layer has d = {self.d}")
+        if not self.training:
+            matrix = whitening_matrix(self.running_covariance, self.method, self.shrinkage)
+            wide = accumulation_dtype(z.dtype)
+            with torch.autocast(z.device.type, enabled=False):
+                return ((z.to(wide) - self.running_mean.to(wide)) @ matrix.to(wide).mT).to(z.dtype)
+        y, mean, covariance = whiten_with_statistics(z, self.method, self.shrinkage, self.center, self.backend)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.reshape(-1, self.d).mean(0).to(self.running_mean), self.momentum)
+            pooled = covariance.reshape(-1, self.d, self.d).mean(0)
+            self.running_covariance.lerp_(pooled.to(self.running_covariance), self.momentum)
+        return y
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.d}, method={self.method!r}, shrinkage={self.shrinkage}, "
+            f"center={self.center}, momentum={self.momentum}"
+        )
+
+
+class NTXentLoss(nn.Module):
+    """`nt_xent` as a module: `criterion(z0, z1)`.
+
+    Args:
+        temperature: τ > 0.
+        backend: see `spectral_kernels.backends`.
+    """
+
+    def __init__(self, temperature: float = 0.5, *, backend: str | None = None) -> None:
+        super().__init__()
+        self.temperature = checks.positive(temperature, "temperature")
+        self.backend = backend
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        return nt_xent(z0, z1, temperature=self.temperature, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
+
+
+class InfoNCELoss(nn.Module):
+    """`info_nce` as a module: `criterion(query, key)`, or `criterion(query, key, queue)` for MoCo.
+
+    Args:
+        temperature: τ > 0.
+        backend: see `spectral_kernels.backends`.
+    """
+
+    def __init__(self, temperature: float = 0.1, *, backend: str | None = None) -> None:
+        super().__init__()
+        self.temperature = checks.positive(temperature, "temperature")
+        self.backend = backend
+
+    def forward(self, query: Tensor, key: Tensor, queue: Tensor | None = None) -> Tensor:
+        return info_nce(query, key, queue=queue, temperature=self.temperature, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"

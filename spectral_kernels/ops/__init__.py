@@ -1,0 +1,1 @@
+"""The ops, a room each: public function, reference, Triton kernels."""

@@ -1,0 +1,74 @@
+"""Covariance and second moment of a batch."""
+
+from typing import Any
+
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.backends import choose
+from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.ops._rows import accumulation_dtype, flatten
+
+PRECISIONS = ("ieee", "tf32", "bf16x3")
+
+define(
+    "covariance(Tensor z, bool center, bool normalize, int correction, str precision) -> Tensor",
+    room="covariance",
+    fake=lambda z, *_: z.new_empty(z.shape[0], z.shape[2], z.shape[2], dtype=accumulation_dtype(z.dtype)),
+    check=lambda z, *_: checks.finite_rows(z, "z"),
+)
+define(
+    "covariance_backward(Tensor grad, Tensor z, bool center, bool normalize, int correction, str precision) -> Tensor",
+    room="covariance",
+    fake=lambda grad, z, *_: z.new_empty(z.shape),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, *ctx.options = inputs
+    ctx.save_for_backward(z)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return op("covariance_backward")(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+
+
+differentiate("covariance", save=_save, backward=_backward)
+
+
+def covariance(
+    z: Tensor,
+    *,
+    center: bool = True,
+    normalize: bool = False,
+    correction: int = 0,
+    precision: str = "ieee",
+    backend: str | None = None,
+) -> Tensor:
+    """Covariance of the rows of each batch, or their second moment.
+
+    C = Σ (zᵢ − μ)(zᵢ − μ)ᵀ / (n − correction), and M = Σ zᵢzᵢᵀ / (n − correction) with `center=False` (theory.md, notation).
+
+    Args:
+        z: (..., n, d), float64, float32, bfloat16 or float16, contiguous or not.
+        center: subtract the mean of the rows.
+        normalize: L2-normalise the rows first; rows shorter than 1e-12 stay (next to) zero.
+        correction: degrees of freedom taken from n, as in `torch.cov`; 0 divides by n.
+        precision: of the products on a GPU for inputs below float64: `"ieee"` (fp32 quality), `"tf32"` or `"bf16x3"`.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        (..., d, d), symmetric; float64 for float64 rows, else float32. Differentiable in z.
+
+    Raises:
+        ValueError: wrong shape or dtype, `correction` not in [0, n), unknown precision, a row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    checks.floating(z, "z")
+    checks.integer(correction, "correction", 0)
+    if correction >= z.shape[-2]:
+        raise ValueError(f"correction must be below n = {z.shape[-2]}, got {correction}")
+    checks.one_of(precision, "precision", PRECISIONS)
+    name = choose("covariance", z.device, backend)
+    matrix: Tensor = op("covariance")(flatten(z), center, normalize, correction, precision, name)
+    return matrix.reshape(*z.shape[:-2], z.shape[-1], z.shape[-1])

@@ -1,0 +1,210 @@
+"""Effective rank of every order, of one batch or of many candidate batches of a pool."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.backends import choose
+from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops.spectrum import spectrum as eigenvalue_spectrum
+
+SPECTRA = ("covariance", "singular")
+
+define(
+    "effective_rank2(Tensor z, bool center, bool normalize, bool unbiased) -> Tensor",
+    room="effective_rank",
+    fake=lambda z, *_: z.new_empty(z.shape[0], dtype=accumulation_dtype(z.dtype)),
+    check=lambda z, *_: checks.finite_rows(z, "z"),
+)
+define(
+    "effective_rank2_backward(Tensor grad, Tensor z, bool center, bool normalize, bool unbiased) -> Tensor",
+    room="effective_rank",
+    fake=lambda grad, z, *_: z.new_empty(z.shape),
+)
+define(
+    "batch_effective_rank2(Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
+    room="effective_rank",
+    fake=lambda pool, indices, *_: pool.new_empty(indices.shape[0], dtype=accumulation_dtype(pool.dtype)),
+    check=lambda pool, indices, *_: checks.finite_pool_rows(pool, indices),
+)
+define(
+    "batch_effective_rank2_backward(Tensor grad, Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
+    room="effective_rank",
+    fake=lambda grad, pool, *_: pool.new_empty(pool.shape),
+)
+define(
+    "batch_spectrum(Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
+    room="effective_rank",
+    fake=lambda pool, indices, *_: pool.new_empty(
+        indices.shape[0], pool.shape[1], dtype=accumulation_dtype(pool.dtype)
+    ),
+    check=lambda pool, indices, *_: checks.finite_pool_rows(pool, indices),
+)
+# eigenvectors are torch's on every backend
+define(
+    "batch_spectrum_backward(Tensor grad, Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
+    room="effective_rank",
+    fake=lambda grad, pool, *_: pool.new_empty(pool.shape),
+    cpp="reference",
+    triton=False,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, *ctx.options = inputs
+    ctx.save_for_backward(z)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return op("effective_rank2_backward")(grad, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
+
+
+def _save_batch(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pool, indices, *ctx.options = inputs
+    ctx.save_for_backward(pool, indices)
+
+
+def _batch_rank_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    dpool = op("batch_effective_rank2_backward")(grad, *ctx.saved_tensors, *ctx.options)
+    return dpool, None, *[None] * len(ctx.options)
+
+
+def _batch_spectrum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    dpool = op("batch_spectrum_backward")(grad, *ctx.saved_tensors, *ctx.options)
+    return dpool, None, *[None] * len(ctx.options)
+
+
+differentiate("effective_rank2", save=_save, backward=_backward)
+differentiate("batch_effective_rank2", save=_save_batch, backward=_batch_rank_backward)
+differentiate("batch_spectrum", save=_save_batch, backward=_batch_spectrum_backward)
+
+
+def check_order(order: float) -> float:
+    """A Rényi order: any number from 0 to infinity."""
+    if isinstance(order, bool) or not isinstance(order, int | float) or not order >= 0:
+        raise ValueError(f"order must be a number from 0 to math.inf, got {order!r}")
+    return float(order)
+
+
+def rank_of_spectrum(values: Tensor, order: float) -> Tensor:
+    """R_α = exp(H_α(p)), p = λ/Σλ, of non-negative eigenvalues (..., d); 0 where all are 0.
+
+    Order 0 counts the eigenvalues above d·ε·λ₁ with ε of the given dtype.
+    """
+    total = values.sum(-1, keepdim=True)
+    p = values / torch.where(total > 0, total, 1.0)
+    if order == 0:
+        floor = values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+        return (values > floor).sum(-1).to(values.dtype)
+    support = p > 0
+    # the masked logarithm keeps the gradient of p ln p finite at p = 0
+    log_p = torch.where(support, p, 1.0).log()
+    if order == 1:
+        rank = torch.exp(-(p * log_p).sum(-1))
+    elif order == math.inf:
+        rank = 1 / torch.where(support[..., 0], p.amax(-1), 1.0)
+    else:
+        scaled = torch.where(support, order * log_p, -torch.inf)
+        rank = torch.exp(torch.logsumexp(torch.where(support.any(-1, keepdim=True), scaled, 0.0), -1) / (1 - order))
+    return torch.where(total[..., 0] > 0, rank, 0.0)
+
+
+def effective_rank(
+    z: Tensor,
+    *,
+    order: float = 1.0,
+    center: bool = False,
+    normalize: bool = True,
+    spectrum: str = "covariance",
+    unbiased: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Effective rank R_α of each batch: the exponential of its spectrum's Rényi entropy of order α (theory.md §1).
+
+    | order | R_α | also known as |
+    | --- | --- | --- |
+    | 0 | number of eigenvalues above rounding | rank |
+    | 1 | exp(−Σ p ln p) | Roy and Vetterli's effective rank, Vendi score |
+    | 2 | (Σλ)²/Σλ² | participation ratio; needs no eigenvalues |
+    | math.inf | Σλ/λ₁ | intrinsic dimension |
+
+    R_∞ ≤ R₂ ≤ R₁ ≤ R₀ ≤ min(n, d). A batch without any spread (all rows zero, or identical rows with `center=True`)
+    has rank 0.
+
+    Args:
+        z: (..., n, d), float64, float32, bfloat16 or float16.
+        order: α, any number from 0 to `math.inf`.
+        center: use the covariance C instead of the second moment M.
+        normalize: L2-normalise the rows first.
+        spectrum: `"covariance"` (p from the eigenvalues of M or C) or `"singular"` (p from the singular values of Z:
+            with order 1 this is RankMe).
+        unbiased: order 2 only: replace tr M² by its U-statistic, whose mean does not depend on n. R₂ itself is then
+            nearly unbiased for n above some tens; inf where the U-statistic is not above 0. Needs n ≥ 2, centred n ≥ 4.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        (...,), in units of dimensions; float64 for float64 rows, else float32. Differentiable in z for order > 0.
+
+    Raises:
+        ValueError: wrong shape or dtype, order below 0 or NaN, unknown spectrum, `unbiased` with another order or
+            spectrum or with too few rows, a row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    checks.floating(z, "z")
+    order = check_order(order)
+    checks.one_of(spectrum, "spectrum", SPECTRA)
+    if unbiased and (order != 2 or spectrum != "covariance"):
+        raise ValueError(f"unbiased needs order=2 and spectrum='covariance', got order={order}, spectrum={spectrum!r}")
+    least = 4 if center else 2
+    if unbiased and z.shape[-2] < least:
+        raise ValueError(f"unbiased needs at least {least} rows with center={center}, got n = {z.shape[-2]}")
+    if order == 2 and spectrum == "covariance":
+        name = choose("effective_rank2", z.device, backend)
+        rank: Tensor = op("effective_rank2")(flatten(z), center, normalize, unbiased, name)
+        return rank.reshape(z.shape[:-2])
+    values = eigenvalue_spectrum(z, center=center, normalize=normalize, backend=backend)
+    return rank_of_spectrum(_singular(values) if spectrum == "singular" else values, order)
+
+
+def _singular(values: Tensor) -> Tensor:
+    # the square root has no derivative at 0, where a singular value adds nothing to the rank
+    return torch.where(values > 0, torch.where(values > 0, values, 1.0).sqrt(), 0.0)
+
+
+def batch_effective_rank(
+    pool: Tensor,
+    indices: Tensor,
+    *,
+    order: float = 2.0,
+    center: bool = False,
+    normalize: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Effective rank of c candidate batches, each given by the indices of its rows in one pool.
+
+    Args:
+        pool: (N, d), float64, float32, bfloat16 or float16. Only the rows named are read, normalised and checked.
+        indices: (c, b) int64, each row a batch; a row of the pool may appear in many.
+        order, center, normalize: as in `effective_rank`.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        (c,), in units of dimensions; float64 for a float64 pool, else float32. Differentiable in pool.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, an index outside [0, N), a bad order, a named row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    checks.floating(pool, "pool", ndim=2)
+    checks.row_indices(indices, "indices", pool.shape[0], ndim=2)
+    order = check_order(order)
+    if order == 2:
+        name = choose("batch_effective_rank2", pool.device, backend)
+        rank: Tensor = op("batch_effective_rank2")(pool, indices, center, normalize, name)
+        return rank
+    name = choose("batch_spectrum", pool.device, backend)
+    return rank_of_spectrum(op("batch_spectrum")(pool, indices, center, normalize, name), order)

@@ -1,0 +1,116 @@
+"""Greedy-m builder: a diverse batch, a row at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.backends import choose
+from spectral_kernels.library import define, op
+from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops._selection import Selection, check_generator, check_valid, check_window, draw_rows
+
+__all__ = ["OBJECTIVES", "Selection", "greedy_select"]
+
+OBJECTIVES = ("effective_rank", "logdet")
+
+# rows drawn for the first pick, and per step inside a window when every row is a candidate: so many that a cold pool
+# seldom falls through to the lowest row
+_SPARE_DRAWS = 16
+
+
+def _fake(pool: Tensor, start: Tensor, draws: Any, valid: Any, k: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    wide = accumulation_dtype(pool.dtype)
+    shape = (pool.shape[0], k)
+    return (
+        pool.new_empty(shape, dtype=torch.int64),
+        pool.new_empty(shape, dtype=wide),
+        pool.new_empty(shape, dtype=wide),
+    )
+
+
+# indices have no gradient; the C++ and Triton kernels look for NaN as they read the rows
+define(
+    "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, SymInt k, bool all_rows, str objective, "
+    "float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)",
+    room="greedy",
+    fake=_fake,
+)
+
+
+def _start_rows(
+    start: int | None, pool: Tensor, valid: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    if start is None:
+        return draw_rows(pool, valid, (_SPARE_DRAWS,), generator)
+    checks.integer(start, "start", 0, pool.shape[1] - 1)
+    if valid is not None and pool.device.type == "cpu" and not bool(valid[:, start].all()):
+        raise ValueError(f"start = {start} is masked out by valid")
+    return torch.full((pool.shape[0], 1), start, dtype=torch.int64, device=pool.device)
+
+
+def greedy_select(
+    pool: Tensor,
+    k: int,
+    *,
+    candidates: int | None = 64,
+    objective: str = "effective_rank",
+    window: tuple[float, float] | None = None,
+    start: int | None = None,
+    valid: Tensor | None = None,
+    normalize: bool = True,
+    generator: torch.Generator | None = None,
+    backend: str | None = None,
+) -> Selection:
+    """Choose k rows one at a time, each the best of m random candidates (Greedy-m, theory.md §5) or of all rows.
+
+    The exact rules (ties, unseen rows, exhausted draws) stand in `ops/greedy/reference.py`. All draws are made up front from
+    the generator, so the same seed gives the same indices on every backend and number of threads; with
+    `objective="logdet"` the same objective, since near-ties are decided by rounding.
+
+    Args:
+        pool: (..., N, d) embeddings, float64, float32, bfloat16 or float16; leading dimensions are independent pools.
+            Zero rows count as unseen: never picked while a seen row is left.
+        k: rows to pick, at most N.
+        candidates: m, random rows looked at in each step (with replacement; rows already taken are passed over); None
+            looks at every row.
+        objective: `"effective_rank"` (order 2, of the uncentred second moment) or `"logdet"` (ln det(I + Σ xxᵀ/δ) with
+            δ = 1e-3: D-optimal, DPP-MAP).
+        window: (lo, hi) in units of effective rank: below it a step raises the objective, above it lowers it, inside it
+            takes a random row.
+        start: first row picked; None draws it.
+        valid: (..., N) bool, False masks a row out.
+        normalize: L2-normalise the rows first.
+        generator: of any device; None uses torch's global one.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        `Selection` of shapes (..., k); `effective_rank` and `objective` after each pick, float64 for a float64 pool, else
+        float32. No gradient.
+
+    Raises:
+        ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, bad window, start outside the
+            pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    checks.floating(pool, "pool")
+    rows = pool.shape[-2]
+    checks.integer(k, "k", 1, rows)
+    if candidates is not None:
+        checks.integer(candidates, "candidates", 1)
+    checks.one_of(objective, "objective", OBJECTIVES)
+    edges = check_window(window)
+    check_generator(generator)
+    check_valid(valid, pool.shape[:-1], k, pool.device)
+    flat = flatten(pool)
+    mask = None if valid is None else valid.reshape(-1, rows)
+    first = _start_rows(start, flat, mask, generator)
+    draws = None
+    if candidates is not None or edges is not None:
+        draws = draw_rows(flat, mask, (k, _SPARE_DRAWS if candidates is None else candidates), generator)
+    name = choose("greedy_select", pool.device, backend)
+    chosen = op("greedy_select")(
+        flat.detach(), first, draws, mask, k, candidates is None, objective, edges, normalize, name
+    )
+    return Selection(*(part.reshape(*pool.shape[:-2], k) for part in chosen))

@@ -1,0 +1,189 @@
+"""Contrastive losses: InfoNCE (with in-batch negatives or a queue) and NT-Xent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.backends import choose
+from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops.covariance import PRECISIONS
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _check_info_nce(query: Tensor, key: Tensor, queue: Tensor | None, *_: Any) -> None:
+    checks.finite_rows(query, "query")
+    checks.finite_rows(key, "key")
+    if queue is not None:
+        checks.finite_rows(queue, "queue")
+
+
+def _check_nt_xent(z0: Tensor, z1: Tensor, *_: Any) -> None:
+    checks.finite_rows(z0, "z0")
+    checks.finite_rows(z1, "z1")
+
+
+def _fake_rows(z: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tensor]:
+    wide = accumulation_dtype(z.dtype)
+    return z.new_empty(rows, dtype=wide), z.new_empty(rows, dtype=wide)
+
+
+def _fake_info_nce_backward(
+    grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dqueue = query.new_empty(0, query.shape[1]) if queue is None else queue.new_empty(queue.shape)
+    return query.new_empty(query.shape), key.new_empty(key.shape), dqueue
+
+
+define(
+    "info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)",
+    room="infonce",
+    fake=lambda query, *_: _fake_rows(query, query.shape[0]),
+    check=_check_info_nce,
+)
+define(
+    "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse, "
+    "float temperature, str precision) -> (Tensor, Tensor, Tensor)",
+    room="infonce",
+    fake=_fake_info_nce_backward,
+)
+define(
+    "nt_xent(Tensor z0, Tensor z1, float temperature, str precision) -> (Tensor, Tensor)",
+    room="infonce",
+    fake=lambda z0, *_: _fake_rows(z0, 2 * z0.shape[0]),
+    check=_check_nt_xent,
+)
+define(
+    "nt_xent_backward(Tensor grad, Tensor z0, Tensor z1, Tensor loss, Tensor lse, "
+    "float temperature, str precision) -> (Tensor, Tensor)",
+    room="infonce",
+    fake=lambda grad, z0, z1, *_: (z0.new_empty(z0.shape), z1.new_empty(z1.shape)),
+)
+
+
+def _save_info_nce(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, queue, *ctx.options = inputs
+    ctx.has_queue = queue is not None
+    ctx.save_for_backward(query, key, *([queue] if ctx.has_queue else []), *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _info_nce_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, *rest, loss, lse = ctx.saved_tensors
+    queue = rest[0] if ctx.has_queue else None
+    gradients = op("info_nce_backward")(grad, query, key, queue, loss, lse, *ctx.options)
+    return gradients[0], gradients[1], gradients[2] if ctx.has_queue else None, None, None, None
+
+
+def _save_nt_xent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    z0, z1, *ctx.options = inputs
+    ctx.save_for_backward(z0, z1, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _nt_xent_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *op("nt_xent_backward")(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+differentiate("info_nce", save=_save_info_nce, backward=_info_nce_backward)
+differentiate("nt_xent", save=_save_nt_xent, backward=_nt_xent_backward)
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def check_pair(a: Tensor, a_name: str, b: Tensor, b_name: str) -> None:
+    """Two (B, d) tensors of one shape, dtype and device."""
+    checks.floating(a, a_name, ndim=2)
+    checks.floating(b, b_name, ndim=2)
+    checks.same_features(a, a_name, b, b_name)
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"{b_name} has {b.shape[0]} rows, but {a_name} has {a.shape[0]}")
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    *,
+    queue: Tensor | None = None,
+    temperature: float = 0.1,
+    reduction: str = "mean",
+    precision: str = "ieee",
+    backend: str | None = None,
+) -> Tensor:
+    """One-way InfoNCE: −ln(e^{aᵢ/τ} / (e^{aᵢ/τ} + Σ_k e^{s_k/τ})), aᵢ = uᵢ·vᵢ, s_k = uᵢ·v_k (theory.md §2).
+
+    The negatives of an anchor are the other keys or, with a queue (MoCo), the rows of the queue. Rows are L2-normalised
+    inside; gradients go through the normalisation.
+
+    Args:
+        query, key: (B, d), row i of key is the positive of row i of query; float64, float32, bfloat16 or float16.
+        queue: (K, d) negatives of every anchor; its rows get gradients too if it wants them.
+        temperature: τ > 0.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        precision: of the products on a GPU for inputs below float64, as in `covariance`.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        Scalar, or (B,) unreduced; float64 for float64 rows, else float32. Never NaN: losses are exact down to where the
+        positive has all but won.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, one row and no queue, temperature not above 0, unknown reduction or precision, a row
+            that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    check_pair(query, "query", key, "key")
+    if queue is not None:
+        checks.floating(queue, "queue", ndim=2)
+        checks.same_features(query, "query", queue, "queue")
+    elif query.shape[0] < 2:
+        raise ValueError("query has 1 row and no queue: there is no negative")
+    checks.positive(temperature, "temperature")
+    checks.one_of(reduction, "reduction", REDUCTIONS)
+    checks.one_of(precision, "precision", PRECISIONS)
+    name = choose("info_nce", query.device, backend)
+    return _reduce(op("info_nce")(query, key, queue, float(temperature), precision, name)[0], reduction)
+
+
+def nt_xent(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    temperature: float = 0.5,
+    reduction: str = "mean",
+    precision: str = "ieee",
+    backend: str | None = None,
+) -> Tensor:
+    """NT-Xent, SimCLR's loss over the 2B views of a batch: each view is an anchor, the other view of its sample is the
+    positive, the remaining 2B − 2 views are the negatives (Chen et al. 2020, equation 1).
+
+    Args:
+        z0, z1: (B, d), two views of the same B samples; float64, float32, bfloat16 or float16. Normalised inside.
+        temperature: τ > 0.
+        reduction: `"mean"`, `"sum"` or `"none"`: (2B,), the anchors of z0 first.
+        precision: of the products on a GPU for inputs below float64, as in `covariance`.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        Scalar, or (2B,) unreduced; float64 for float64 rows, else float32.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, one sample only, temperature not above 0, unknown reduction or precision, a row that
+            holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    check_pair(z0, "z0", z1, "z1")
+    if z0.shape[0] < 2:
+        raise ValueError("z0 has 1 row: there is no negative")
+    checks.positive(temperature, "temperature")
+    checks.one_of(reduction, "reduction", REDUCTIONS)
+    checks.one_of(precision, "precision", PRECISIONS)
+    name = choose("nt_xent", z0.device, backend)
+    return _reduce(op("nt_xent")(z0, z1, float(temperature), precision, name)[0], reduction)

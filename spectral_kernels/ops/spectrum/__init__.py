@@ -1,0 +1,62 @@
+"""Spectrum of a batch: eigenvalues of its second moment or covariance."""
+
+from typing import Any
+
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.backends import choose
+from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.ops._rows import accumulation_dtype, flatten
+
+define(
+    "spectrum(Tensor z, bool center, bool normalize) -> Tensor",
+    room="spectrum",
+    fake=lambda z, *_: z.new_empty(z.shape[0], z.shape[2], dtype=accumulation_dtype(z.dtype)),
+    check=lambda z, *_: checks.finite_rows(z, "z"),
+)
+# eigenvectors are torch's on every backend
+define(
+    "spectrum_backward(Tensor grad, Tensor z, bool center, bool normalize) -> Tensor",
+    room="spectrum",
+    fake=lambda grad, z, *_: z.new_empty(z.shape),
+    cpp="reference",
+    triton=False,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, *ctx.options = inputs
+    ctx.save_for_backward(z)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return op("spectrum_backward")(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+differentiate("spectrum", save=_save, backward=_backward)
+
+
+def spectrum(z: Tensor, *, center: bool = False, normalize: bool = True, backend: str | None = None) -> Tensor:
+    """Eigenvalues of the second moment M = ZᵀZ/n of each batch, or of its covariance C.
+
+    Both the matrix and its eigenvalues are computed in float64 on the CPU. The covariance of identical rows is 0, not
+    rounding noise.
+
+    Args:
+        z: (..., n, d), float64, float32, bfloat16 or float16.
+        center: eigenvalues of C instead of M.
+        normalize: L2-normalise the rows first.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        (..., d), descending, none below 0; float64 for float64 rows, else float32. Differentiable in z for functions
+        that are symmetric in the eigenvalues (all effective ranks are).
+
+    Raises:
+        ValueError: wrong shape or dtype, a row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    checks.floating(z, "z")
+    values: Tensor = op("spectrum")(flatten(z), center, normalize, choose("spectrum", z.device, backend))
+    return values.reshape(*z.shape[:-2], z.shape[-1])

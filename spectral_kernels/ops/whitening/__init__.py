@@ -1,0 +1,99 @@
+"""Whitening: decorrelate the features of a batch."""
+
+from typing import Any
+
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.backends import choose
+from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.ops._rows import accumulation_dtype, flatten
+
+METHODS = ("cholesky", "zca", "newton_schulz")
+
+
+def _fake(z: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    b, _n, d = z.shape
+    wide = accumulation_dtype(z.dtype)
+    square = z.new_empty(b, d, d, dtype=wide)
+    return z.new_empty(z.shape), z.new_empty(b, d, dtype=wide), square, square.new_empty(b, d, d)
+
+
+define(
+    "whiten(Tensor z, str method, float shrinkage, bool center) -> (Tensor, Tensor, Tensor, Tensor)",
+    room="whitening",
+    fake=_fake,
+    check=lambda z, *_: checks.finite_rows(z, "z"),
+    cpp="composed",
+)
+define(
+    "whiten_backward(Tensor grad, Tensor z, Tensor mean, Tensor covariance, Tensor matrix, "
+    "str method, float shrinkage, bool center) -> Tensor",
+    room="whitening",
+    fake=lambda grad, z, *_: z.new_empty(z.shape),
+    cpp="composed",
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z, *ctx.options = inputs
+    ctx.save_for_backward(z, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return op("whiten_backward")(grad, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
+
+
+differentiate("whiten", save=_save, backward=_backward)
+
+
+def check_options(method: str, shrinkage: float) -> None:
+    """Raise for an unknown method or a shrinkage outside [0, 1]."""
+    checks.one_of(method, "method", METHODS)
+    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage must be between 0 and 1, got {shrinkage!r}")
+
+
+def whiten_with_statistics(
+    z: Tensor, method: str, shrinkage: float, center: bool, backend: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`whiten` and the mean (..., d) and covariance (..., d, d) that it found."""
+    checks.floating(z, "z")
+    check_options(method, shrinkage)
+    name = choose("whiten", z.device, backend)
+    y, mean, covariance, _ = op("whiten")(flatten(z), method, float(shrinkage), center, name)
+    leading, d = z.shape[:-2], z.shape[-1]
+    return y.reshape(z.shape), mean.reshape(*leading, d), covariance.reshape(*leading, d, d)
+
+
+def whiten(
+    z: Tensor,
+    *,
+    method: str = "cholesky",
+    shrinkage: float = 1e-4,
+    center: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Whiten each batch: y = (z − μ)Wᵀ with W C_ε Wᵀ = I and C_ε = (1 − ε)C + ε (tr C/d) I (theory.md §4).
+
+    With n ≤ d the covariance is singular: only its range is whitened, and how far depends on ε. A batch of identical
+    rows whitens to zeros.
+
+    Args:
+        z: (..., n, d), float64, float32, bfloat16 or float16.
+        method: `"cholesky"` (W = L⁻¹, the cheapest), `"zca"` (W = C_ε^{-1/2} by eigenvectors: closest to z) or
+            `"newton_schulz"` (the same by iteration, run until it has converged for any spectrum that ε admits).
+        shrinkage: ε, relative to the mean variance.
+        center: subtract the mean; False whitens the second moment.
+        backend: see `spectral_kernels.backends`. The d x d factorisation is torch's in float64 on all of them.
+
+    Returns:
+        (..., n, d) in the dtype of z; gradients flow, also where eigenvalues repeat.
+
+    Raises:
+        ValueError: wrong shape or dtype, unknown method, shrinkage outside [0, 1] or too small for a singular batch, a
+            row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    return whiten_with_statistics(z, method, shrinkage, center, backend)[0]

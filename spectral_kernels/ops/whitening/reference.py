@@ -1,0 +1,108 @@
+"""Whitening as its definition (theory.md §4), with the d x d work that every backend shares.
+
+C_ε = (1 − ε)C + ε (tr C/d) I; W = L⁻¹ of its Cholesky factor, or W = C_ε^{-1/2}; y = (z − μ)Wᵀ.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from spectral_kernels.ops._rows import accumulation_dtype
+
+
+def shrink(covariance: Tensor, shrinkage: float) -> Tensor:
+    """C_ε in float64; the identity for a batch without any spread, which then whitens to zeros."""
+    c = covariance.double()
+    level = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+    return torch.where(level > 0, (1 - shrinkage) * c + shrinkage * level * eye, eye)
+
+
+def _newton_schulz_steps(d: int, shrinkage: float) -> int:
+    # the smallest eigenvalue, at least ε/d of the trace, grows 2.25-fold a step until convergence turns quadratic
+    smallest = max(shrinkage, 1e-12) / d
+    return math.ceil(math.log(1 / smallest) / math.log(2.25)) + 6
+
+
+def _inverse_root_newton_schulz(c: Tensor, shrinkage: float) -> Tensor:
+    eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+    scale = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    y, w = c / scale, eye.expand_as(c)
+    for _ in range(_newton_schulz_steps(c.shape[-1], shrinkage)):
+        t = 1.5 * eye - 0.5 * w @ y
+        y, w = y @ t, t @ w
+    return w / scale.sqrt()
+
+
+def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tensor:
+    """W (..., d, d) with W C_ε Wᵀ = I, in the covariance's dtype; worked out in float64."""
+    c = shrink(covariance, shrinkage)
+    if method == "cholesky":
+        factor, failed = torch.linalg.cholesky_ex(c)
+        _refuse_singular(failed.any(), shrinkage)
+        eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+        matrix = torch.linalg.solve_triangular(factor, eye.expand_as(c), upper=False)
+    elif method == "zca":
+        values, vectors = torch.linalg.eigh(c)
+        _refuse_singular((values[..., 0] <= _rounding(values)).any(), shrinkage)
+        matrix = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+    else:
+        matrix = _inverse_root_newton_schulz(c, shrinkage)
+        whitened = matrix @ c @ matrix
+        eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+        _refuse_singular(~((whitened - eye).abs().amax() < 1e-2), shrinkage)
+    return matrix.to(covariance.dtype)
+
+
+def _rounding(values: Tensor) -> Tensor:
+    return values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1]
+
+
+def _refuse_singular(singular: Tensor, shrinkage: float) -> None:
+    if bool(singular):
+        raise ValueError(f"shrinkage = {shrinkage} leaves the covariance singular (n <= d?): give a larger one, e.g. 1e-4")
+
+
+def whitening_matrix_backward(
+    dmatrix: Tensor, covariance: Tensor, matrix: Tensor, method: str, shrinkage: float
+) -> Tensor:
+    """Symmetric gradient on the covariance (float64) from the gradient on W."""
+    c = covariance.double()
+    dw, w = dmatrix.double(), matrix.double()
+    if method == "cholesky":
+        # dL = -Wᵀ dW Wᵀ, then the reverse of the Cholesky factorisation: W'ᵀ Φ(Lᵀ dL) W', symmetrised
+        inner = -(dw @ w.mT)
+        phi = inner.tril()
+        phi = phi - 0.5 * torch.diag_embed(phi.diagonal(dim1=-2, dim2=-1))
+        dc = w.mT @ phi @ w
+    else:
+        # Daleckii and Krein: no difference of eigenvalues is divided by, so repeated ones do no harm
+        values, vectors = torch.linalg.eigh(shrink(c, shrinkage))
+        root = values.sqrt()
+        kernel = -1 / (root.unsqueeze(-1) * root.unsqueeze(-2) * (root.unsqueeze(-1) + root.unsqueeze(-2)))
+        dc = vectors @ (kernel * (vectors.mT @ dw @ vectors)) @ vectors.mT
+    dc = 0.5 * (dc + dc.mT)
+    trace = dc.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+    spread = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] > 0
+    return torch.where(spread, (1 - shrinkage) * dc + shrinkage * trace * eye, 0.0)
+
+
+def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = z.to(accumulation_dtype(z.dtype))
+    mean = x.mean(-2) if center else x.new_zeros(x.shape[0], x.shape[2])
+    x = x - mean.unsqueeze(-2)
+    covariance = x.mT @ x / z.shape[-2]
+    matrix = whitening_matrix(covariance, method, shrinkage)
+    return (x @ matrix.mT).to(z.dtype), mean, covariance, matrix
+
+
+def whiten_backward(
+    grad: Tensor, z: Tensor, mean: Tensor, covariance: Tensor, matrix: Tensor, method: str, shrinkage: float, center: bool
+) -> Tensor:
+    x = z.to(mean.dtype) - mean.unsqueeze(-2)
+    g = grad.to(mean.dtype)
+    dcovariance = whitening_matrix_backward(g.mT @ x, covariance, matrix, method, shrinkage).to(mean.dtype)
+    dx = g @ matrix + 2 / z.shape[-2] * (x @ dcovariance)
+    return (dx - dx.mean(-2, keepdim=True) if center else dx).to(z.dtype)
