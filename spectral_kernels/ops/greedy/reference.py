@@ -10,7 +10,7 @@ Rules that every backend keeps:
 - a step looks at the rows not yet taken that are valid and seen: among its draws, or among all of them;
 - the best is the lowest index within `TIE` of the best score, so duplicates and their scaled copies go to the lowest;
 - with a window, a step raises R₂ below it, lowers it above it (log-det: its own objective), and inside it takes the first
-  of its draws that is left;
+  of its draws that is left; an edge of the window is met within `TIE`;
 - a step that has nothing to look at takes the lowest seen row that is left, and failing that the lowest row left.
 """
 
@@ -60,7 +60,8 @@ def _select_one(
     objectives: list[float] = []
     for step in range(k):
         rank = ranks[-1] if ranks else 0.0
-        inside = window is not None and window[0] <= rank <= window[1]
+        below = window is None or rank < window[0] * (1 - TIE)
+        inside = not below and rank <= window[1] * (1 + TIE)  # type: ignore[index]
         if step == 0 or inside or not all_rows:
             looked = start if step == 0 else draws[step]  # type: ignore[index]
             looked = looked[(left & seen)[looked]]
@@ -73,7 +74,7 @@ def _select_one(
             pick = int(looked[0])
         else:
             score = _score(objective, normalize, s, q, squares, t, d)
-            pick = _best(score, looked, raise_it=window is None or rank < window[0])
+            pick = _best(score, looked, raise_it=below)
         left[pick] = False
         d += 2 * float(s[pick]) + float(squares[pick]) ** 2
         t += float(squares[pick])

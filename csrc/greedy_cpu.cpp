@@ -1,0 +1,682 @@
+// Greedy selection on the CPU. The rules are those of spectral_kernels/ops/greedy/reference.py.
+//
+// Scores are sums over the picks of (x_j . w_i)^2 with w_i = x_i (effective rank), or w_i = A x_i / sqrt(1 + q_i)
+// (log-determinant, which maximises q_j = |x_j|^2 / ridge - score). They only grow. So with all rows as candidates the
+// scores are brought up to date once per kGreedyBlock picks, and in between only the rows whose stale score is below the
+// best are: the picks are those of the plain method, most of the products run as one matrix product. Dot products are
+// taken in the pool's accumulation type; where two scores are closer than its rounding they are redone in float64, so
+// that every backend picks the same rows.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common.h"
+#include "greedy_kernels.h"
+#include "team.h"
+
+namespace spectral_kernels {
+
+namespace avx512 {
+template <typename T>
+const GreedyKernels<T>& kernels();
+}
+namespace avx2 {
+template <typename T>
+const GreedyKernels<T>& kernels();
+}
+namespace baseline {
+template <typename T>
+const GreedyKernels<T>& kernels();
+}
+
+template <typename T>
+const GreedyKernels<T>& greedy_kernels() {
+#ifdef SPECTRAL_KERNELS_X86
+  switch (cpu_path()) {
+    case CpuPath::kAvx512:
+      return avx512::kernels<T>();
+    case CpuPath::kAvx2:
+      return avx2::kernels<T>();
+    default:
+      break;
+  }
+#endif
+  return baseline::kernels<T>();
+}
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr double kTie = 1e-6;
+constexpr double kTieFloor = 1e-12;
+constexpr double kRidge = 1e-3;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// rows whose lowest stale cost is kept, so that a step does not read all of them
+constexpr int64_t kChunk = 16;
+// multiply-adds in a chunk that threads share out: some 5 us
+constexpr int64_t kChunkWork = 250'000;
+
+enum class Step { kFirst, kRandom, kRaise, kLower };
+
+struct Options {
+  int64_t k;
+  bool all_rows, logdet, normalize;
+  std::optional<std::pair<double, double>> window;
+};
+
+// One pool as the caller passed it.
+struct Source {
+  const char* data;
+  RowType type;
+  int64_t element, stride, n, d;
+  const bool* valid;
+
+  const void* row(int64_t i) const { return data + i * stride * element; }
+  bool allows(int64_t i) const { return valid == nullptr || valid[i]; }
+};
+
+// Rows read into the accumulation type, with what the method needs to know of each.
+template <typename T>
+struct Rows {
+  int64_t d = 0;
+  std::unique_ptr<T[]> values;  // not a vector: megabytes that need no zeros
+  std::vector<double> squares;  // |x|^2 as the method counts it
+  std::vector<uint8_t> seen;
+
+  void resize(int64_t n, int64_t features) {
+    d = features;
+    values.reset(new T[n * d]);
+    squares.resize(n);
+    seen.resize(n);
+  }
+  const T* row(int64_t i) const { return values.get() + i * d; }
+
+  // Returns false when the row holds NaN or Inf.
+  bool read(const Source& source, int64_t from, int64_t to, bool normalize) {
+    const double norm2 = greedy_kernels<T>().pack(source.row(from), source.type, d, normalize,
+                                                   normalize && source.type != RowType::kDouble, values.get() + to * d);
+    seen[to] = norm2 > 0;
+    squares[to] = normalize ? static_cast<double>(seen[to]) : norm2;
+    return std::isfinite(norm2);
+  }
+};
+
+// What has been picked so far, and the traces.
+template <typename T>
+struct Picked {
+  const Options& options;
+  int64_t d, steps = 0;
+  double trace = 0, frobenius = 0, gain = 0;
+  std::vector<T> rows;           // (k, d) picks
+  std::vector<T> directions;  // (k, d) w of the log-determinant
+  std::vector<T> columns;        // (d, kGreedyBlock) the w of the block that is being filled
+  std::vector<double> ranks, objectives;
+  int64_t* indices;
+
+  Picked(const Options& options_, int64_t d_, int64_t* indices_)
+      : options(options_), d(d_), rows(options_.k * d_), columns(d_ * kGreedyBlock), ranks(options_.k),
+        objectives(options_.k), indices(indices_) {
+    if (options.logdet) directions.resize(options.k * d);
+  }
+
+  int64_t in_block() const { return steps % kGreedyBlock; }
+  const T* newest() const { return rows.data() + (steps - 1) * d; }
+  const T* newest_direction() const { return directions.data() + (steps - 1) * d; }
+
+  // Sum over the picks of (x . pick)^2, in float64.
+  double exact_score(const T* x, int64_t from = 0) const {
+    double sum = 0;
+    for (int64_t i = from; i < steps; ++i) {
+      const double dot = greedy_kernels<T>().dot(x, rows.data() + i * d, d);
+      sum += dot * dot;
+    }
+    return sum;
+  }
+
+  void add(int64_t index, const T* x, double square, double score) {
+    if (options.logdet) score = exact_score(x);
+    frobenius += 2 * score + square * square;
+    trace += square;
+    std::copy(x, x + d, rows.begin() + steps * d);
+    if (in_block() == 0) std::fill(columns.begin(), columns.end(), T(0));
+    T* column = columns.data() + in_block();
+    if (options.logdet) {
+      add_direction(x, column);
+    } else {
+      for (int64_t j = 0; j < d; ++j) column[j * kGreedyBlock] = x[j];
+    }
+    indices[steps] = index;
+    ranks[steps] = rank();
+    objectives[steps] = options.logdet ? gain : rank();
+    ++steps;
+  }
+
+  double rank() const { return frobenius > 0 ? trace * trace / frobenius : 0.0; }
+
+  Step next() const {
+    if (steps == 0) return Step::kFirst;
+    // an edge is met within the tie tolerance, or rounding would decide where the rank sits on it
+    if (!options.window || rank() < options.window->first * (1 - kTie)) return Step::kRaise;
+    return rank() <= options.window->second * (1 + kTie) ? Step::kRandom : Step::kLower;
+  }
+
+ private:
+  // A x = x / ridge - sum_i w_i (w_i . x): Sherman and Morrison, without a d x d matrix.
+  void add_direction(const T* x, T* column) {
+    const GreedyKernels<T>& kernels = greedy_kernels<T>();
+    T* v = directions.data() + steps * d;
+    for (int64_t j = 0; j < d; ++j) v[j] = static_cast<T>(x[j] / kRidge);
+    for (int64_t i = 0; i < steps; ++i) {
+      const T* w = directions.data() + i * d;
+      kernels.axpy(-kernels.dot(w, x, d), w, v, d);
+    }
+    const double q = std::max(kernels.dot(v, x, d), 0.0);
+    gain += std::log1p(q);
+    const double scale = 1 / std::sqrt(1 + q);
+    for (int64_t j = 0; j < d; ++j) {
+      v[j] = static_cast<T>(v[j] * scale);
+      column[j * kGreedyBlock] = v[j];
+    }
+  }
+};
+
+// The order in which rows are preferred, and how surely.
+template <typename T>
+struct Preference {
+  const Picked<T>& picked;
+  double dot_error;  // of a dot product of unit rows in T
+
+  explicit Preference(const Picked<T>& p)
+      : picked(p), dot_error((p.d + 8) * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2) {}
+
+  // What a step that raises the objective minimises.
+  double cost(double score, double square) const {
+    if (picked.options.logdet) return score - square / kRidge;
+    if (picked.options.normalize) return score;
+    const double trace = picked.trace + square;
+    return -trace * trace / (picked.frobenius + 2 * score + square * square);
+  }
+
+  // Bound on the rounding of cost(score), by Cauchy and Schwarz over the picks; the log-determinant promises none.
+  double error(double score, double square) const {
+    if (picked.options.logdet) return 0;
+    const double scale = square * picked.trace;
+    const double of_score = 2 * dot_error * std::sqrt(score * scale) + dot_error * dot_error * scale;
+    if (picked.options.normalize) return of_score;
+    const double f = picked.frobenius + 2 * score + square * square;
+    return 2 * of_score / f * -cost(score, square);
+  }
+
+  static double tie(double cost) { return kTie * std::fabs(cost) + kTieFloor; }
+};
+
+struct Candidate {
+  int64_t row, slot;
+  double score, square;
+};
+
+// The slots of one selection: rows, their scores, and which are left.
+template <typename T>
+class Builder {
+ public:
+  Builder(const Source& source, const Options& options, const int64_t* start, int64_t starts, const int64_t* draws,
+          int64_t m, int64_t* indices)
+      : source_(source), options_(options), start_(start), starts_(starts), draws_(draws), m_(m),
+        picked_(options, source.d, indices), preference_(picked_),
+        lazy_(options.all_rows && !options.window && (options.normalize || options.logdet)),
+        team_(2 * options.k + 2) {}
+
+  const Picked<T>& picked() const { return picked_; }
+
+  // Returns the first row that holds NaN or Inf, or -1.
+  int64_t run() {
+    team_.run([this] {
+      if (options_.all_rows) {
+        prepare_all();
+      } else {
+        prepare_drawn();
+      }
+      while (bad_row_ < 0 && picked_.steps < options_.k) step();
+    });
+    return bad_row_;
+  }
+
+ private:
+  static int64_t chunk_of(int64_t work) { return std::max<int64_t>(1, kChunkWork / work); }
+
+  // ---- rows ----
+
+  void prepare_all() {
+    slots_ = source_.n;
+    allocate();
+    read_rows([](int64_t slot) { return slot; });
+    for (int64_t i = 0; i < slots_; ++i) left_[i] = rows_.seen[i] && source_.allows(i);
+    if (!lazy_) return;
+    bound_.resize(slots_);
+    lowest_.resize((slots_ + kChunk - 1) / kChunk);
+    refresh_bounds();
+  }
+
+  // Rows get slots in the order of their last draw, latest first: those that still matter are always a prefix.
+  void prepare_drawn() {
+    const int64_t k = options_.k;
+    int bits = 4;
+    while ((int64_t{1} << bits) < 2 * k * m_) ++bits;
+    shift_ = 64 - bits;
+    table_.assign(int64_t{1} << bits, {-1, -1});
+    slot_of_draw_.resize(k * m_);
+    alive_.resize(k);
+    for (int64_t step = k - 1; step >= 1; --step) {
+      for (int64_t c = 0; c < m_; ++c) {
+        const int64_t row = draws_[step * m_ + c];
+        auto& entry = find(row);
+        if (entry.first < 0) {
+          entry = {row, static_cast<int64_t>(row_of_slot_.size())};
+          row_of_slot_.push_back(row);
+        }
+        slot_of_draw_[step * m_ + c] = entry.second;
+      }
+      alive_[step] = row_of_slot_.size();
+    }
+    slots_ = row_of_slot_.size();
+    allocate();
+    read_rows([this](int64_t slot) { return row_of_slot_[slot]; });
+    for (int64_t i = 0; i < slots_; ++i) left_[i] = rows_.seen[i] && source_.allows(row_of_slot_[i]);
+    spare_.resize(1, source_.d);
+  }
+
+  void allocate() {
+    rows_.resize(slots_, source_.d);
+    score_.assign(slots_, 0.0);
+    left_.resize(slots_);
+    exact_.resize(slots_);
+  }
+
+  template <typename RowOf>
+  void read_rows(RowOf row_of) {
+    BadRow bad;
+    // reading a row costs as much as some products with it
+    team_.for_each(slots_, chunk_of(8 * source_.d), [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; ++slot) {
+        const int64_t row = row_of(slot);
+        if (!rows_.read(source_, row, slot, options_.normalize)) bad.report(row);
+      }
+    });
+    if (checks_enabled()) bad_row_ = bad.row();
+  }
+
+  std::pair<int64_t, int64_t>& find(int64_t row) {
+    const int64_t mask = static_cast<int64_t>(table_.size()) - 1;
+    int64_t at = source_.n <= mask ? row : static_cast<int64_t>(static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u >> shift_);
+    while (table_[at].first >= 0 && table_[at].first != row) at = (at + 1) & mask;
+    return table_[at];
+  }
+
+  // ---- steps ----
+
+  void step() {
+    const Step kind = picked_.next();
+    if (kind == Step::kFirst || kind == Step::kRandom) {
+      const int64_t* looked = kind == Step::kFirst ? start_ : draws_ + picked_.steps * m_;
+      const int64_t count = kind == Step::kFirst ? starts_ : m_;
+      for (int64_t i = 0; i < count && bad_row_ < 0; ++i) {
+        if (take_row(looked[i], true)) return;
+      }
+      return take_lowest();
+    }
+    const Candidate best = lazy_ ? best_lazily() : best_of_candidates(kind == Step::kRaise);
+    if (best.slot < 0) return take_lowest();
+    take_slot(best.slot, best.row, best.score);
+  }
+
+  void take_lowest() {
+    for (; bad_row_ < 0 && next_seen_ < source_.n; ++next_seen_) {
+      if (take_row(next_seen_, true)) return;
+    }
+    for (; bad_row_ < 0 && next_unseen_ < source_.n; ++next_unseen_) {
+      if (take_row(next_unseen_, false)) return;
+    }
+  }
+
+  bool is_taken(int64_t row) const {
+    return std::find(picked_.indices, picked_.indices + picked_.steps, row) != picked_.indices + picked_.steps;
+  }
+
+  // Takes a row of the pool whether it has a slot or not, unless it is taken, masked out, or (`seen`) zero.
+  bool take_row(int64_t row, bool seen) {
+    if (!source_.allows(row) || is_taken(row)) return false;
+    const int64_t slot = options_.all_rows ? row : find(row).second;
+    if (slot >= 0) {
+      if (seen && !rows_.seen[slot]) return false;
+      take_slot(slot, row, current_score(slot));
+      return true;
+    }
+    if (!spare_.read(source_, row, 0, options_.normalize) && checks_enabled()) {
+      bad_row_ = row;
+      return false;
+    }
+    if (seen && !spare_.seen[0]) return false;
+    commit(row, spare_.row(0), spare_.squares[0], picked_.exact_score(spare_.row(0)));
+    return true;
+  }
+
+  void take_slot(int64_t slot, int64_t row, double score) {
+    left_[slot] = false;
+    if (lazy_) {
+      bound_[slot] = kInfinity;
+      refresh_chunk(slot / kChunk);
+    }
+    commit(row, rows_.row(slot), rows_.squares[slot], score);
+  }
+
+  void commit(int64_t row, const T* x, double square, double score) {
+    picked_.add(row, x, square, score);
+    // the first block's stale scores are all 0 and hold nothing back
+    if (options_.all_rows && (!lazy_ || picked_.steps <= kGreedyBlock)) {
+      update_by_newest();
+      if (lazy_) refresh_bounds();
+    } else if (picked_.in_block() == 0) {
+      const int64_t alive = options_.all_rows ? slots_ : picked_.steps < options_.k ? alive_[picked_.steps] : 0;
+      update_by_block(alive);
+      if (lazy_) refresh_bounds();
+    }
+  }
+
+  // ---- scores ----
+
+  void score_rows(const int64_t* slots, int64_t count, double* scores) const {
+    const T* pointers[kGreedyRows];
+    double sums[kGreedyRows];
+    for (int64_t first = 0; first < count; first += kGreedyRows) {
+      for (int64_t i = 0; i < kGreedyRows; ++i) {
+        const int64_t slot = slots[std::min(first + i, count - 1)];
+        pointers[i] = rows_.row(slot);
+        sums[i] = score_[slot];
+      }
+      if (stale()) greedy_kernels<T>().block(pointers, picked_.columns.data(), rows_.d, sums);
+      for (int64_t i = 0; i < std::min(kGreedyRows, count - first); ++i) scores[first + i] = sums[i];
+    }
+  }
+
+  // Whether score_ lacks the picks of the block that is being filled.
+  bool stale() const {
+    if (options_.all_rows && (!lazy_ || picked_.steps <= kGreedyBlock)) return false;
+    return picked_.in_block() != 0;
+  }
+
+  double current_score(int64_t slot) const {
+    // a slot that is drawn no more is not kept up to date
+    if (!options_.all_rows) return picked_.exact_score(rows_.row(slot));
+    double score;
+    score_rows(&slot, 1, &score);
+    return score;
+  }
+
+  void update_by_block(int64_t count) {
+    const int64_t groups = (count + kGreedyRows - 1) / kGreedyRows;
+    team_.for_each(groups, chunk_of(rows_.d * kGreedyBlock * kGreedyRows), [&](int64_t begin, int64_t end) {
+      const T* pointers[kGreedyRows];
+      double sums[kGreedyRows];
+      for (int64_t group = begin; group < end; ++group) {
+        const int64_t first = group * kGreedyRows;
+        const int64_t rows = std::min(kGreedyRows, count - first);
+        for (int64_t i = 0; i < kGreedyRows; ++i) {
+          const int64_t slot = first + std::min(i, rows - 1);
+          pointers[i] = rows_.row(slot);
+          sums[i] = score_[slot];
+        }
+        greedy_kernels<T>().block(pointers, picked_.columns.data(), rows_.d, sums);
+        std::copy(sums, sums + rows, score_.begin() + first);
+      }
+    });
+  }
+
+  void update_by_newest() {
+    const T* w = options_.logdet ? picked_.newest_direction() : picked_.newest();
+    team_.for_each(slots_, chunk_of(rows_.d * 2), [&](int64_t begin, int64_t end) {
+      greedy_kernels<T>().single(rows_.row(begin), end - begin, w, rows_.d, score_.data() + begin);
+    });
+  }
+
+  // ---- choosing ----
+
+  Candidate best_of_candidates(bool raise) {
+    looked_.clear();
+    if (options_.all_rows) {
+      for (int64_t slot = 0; slot < slots_; ++slot) {
+        if (left_[slot]) looked_.push_back(slot);
+      }
+      scores_.resize(looked_.size());
+      for (size_t i = 0; i < looked_.size(); ++i) scores_[i] = score_[looked_[i]];
+    } else {
+      const int64_t* slots = slot_of_draw_.data() + picked_.steps * m_;
+      for (int64_t c = 0; c < m_; ++c) {
+        if (left_[slots[c]]) looked_.push_back(slots[c]);
+      }
+      scores_.resize(looked_.size());
+      score_rows(looked_.data(), looked_.size(), scores_.data());
+    }
+    return resolve(raise);
+  }
+
+  void refresh_chunk(int64_t chunk) {
+    const auto begin = bound_.begin() + chunk * kChunk;
+    lowest_[chunk] = *std::min_element(begin, std::min(begin + kChunk, bound_.end()));
+  }
+
+  void refresh_bounds() {
+    for (int64_t slot = 0; slot < slots_; ++slot) {
+      bound_[slot] = left_[slot] ? preference_.cost(score_[slot], rows_.squares[slot]) : kInfinity;
+    }
+    for (size_t chunk = 0; chunk < lowest_.size(); ++chunk) refresh_chunk(chunk);
+  }
+
+  // Brings up to date the rows whose stale cost could still be the best.
+  Candidate best_lazily() {
+    looked_.clear();
+    scores_.clear();
+    const int64_t chunk = std::min_element(lowest_.begin(), lowest_.end()) - lowest_.begin();
+    if (lowest_[chunk] == kInfinity) return {-1, -1, 0, 0};
+    const auto begin = bound_.begin() + chunk * kChunk;
+    int64_t first = std::min_element(begin, std::min(begin + kChunk, bound_.end())) - bound_.begin();
+    double limit = kInfinity;
+    evaluate(&first, 1, limit);
+    std::vector<int64_t>& waiting = waiting_;
+    waiting.clear();
+    for (size_t c = 0; c < lowest_.size(); ++c) {
+      if (lowest_[c] > limit) continue;
+      const int64_t end = std::min<int64_t>((c + 1) * kChunk, slots_);
+      for (int64_t slot = c * kChunk; slot < end; ++slot) {
+        if (bound_[slot] > limit || slot == first) continue;
+        waiting.push_back(slot);
+        if (static_cast<int64_t>(waiting.size()) == kGreedyRows) {
+          evaluate(waiting.data(), waiting.size(), limit);
+          waiting.clear();
+        }
+      }
+    }
+    evaluate(waiting.data(), waiting.size(), limit);
+    for (const int64_t slot : looked_) refresh_chunk(slot / kChunk);
+    return resolve(true);
+  }
+
+  void evaluate(const int64_t* slots, int64_t count, double& limit) {
+    const size_t before = looked_.size();
+    looked_.insert(looked_.end(), slots, slots + count);
+    scores_.resize(looked_.size());
+    score_rows(slots, count, scores_.data() + before);
+    for (int64_t i = 0; i < count; ++i) {
+      const double score = scores_[before + i], square = rows_.squares[slots[i]];
+      const double cost = preference_.cost(score, square);
+      bound_[slots[i]] = cost;
+      limit = std::min(limit, cost + Preference<T>::tie(cost) + 3 * preference_.error(score, square));
+    }
+  }
+
+  int64_t row_of(int64_t slot) const { return options_.all_rows ? slot : row_of_slot_[slot]; }
+
+  // The lowest row among looked_ that ties with the best; scores that rounding cannot tell apart are redone exactly.
+  Candidate resolve(bool raise) {
+    if (looked_.empty()) return {-1, -1, 0, 0};
+    const double sign = raise ? 1 : -1;
+    double least = kInfinity, least_error = 0;
+    for (size_t i = 0; i < looked_.size(); ++i) {
+      const double square = rows_.squares[looked_[i]];
+      const double cost = sign * preference_.cost(scores_[i], square);
+      if (cost < least) {
+        least = cost;
+        least_error = preference_.error(scores_[i], square);
+      }
+    }
+    near_.clear();
+    for (size_t i = 0; i < looked_.size(); ++i) {
+      const int64_t slot = looked_[i];
+      const double square = rows_.squares[slot];
+      const double cost = sign * preference_.cost(scores_[i], square);
+      const double slack = Preference<T>::tie(least) + least_error + preference_.error(scores_[i], square);
+      if (cost <= least + slack) near_.push_back({row_of(slot), slot, scores_[i], square});
+    }
+    if (near_.size() == 1) return near_[0];
+    least = kInfinity;
+    for (Candidate& candidate : near_) {
+      if (!options_.logdet) candidate.score = exact_score(candidate.slot);
+      least = std::min(least, sign * preference_.cost(candidate.score, candidate.square));
+    }
+    const Candidate* best = nullptr;
+    for (const Candidate& candidate : near_) {
+      const double cost = sign * preference_.cost(candidate.score, candidate.square);
+      if (cost > least + Preference<T>::tie(least)) continue;
+      if (best == nullptr || candidate.row < best->row) best = &candidate;
+    }
+    return *best;
+  }
+
+  // Kept per slot, so that a pool of duplicates costs one dot product per row and step, not one per pick.
+  double exact_score(int64_t slot) {
+    auto& [score, upto] = exact_[slot];
+    score += picked_.exact_score(rows_.row(slot), upto);
+    upto = picked_.steps;
+    return score;
+  }
+
+  const Source& source_;
+  const Options& options_;
+  const int64_t* start_;
+  const int64_t starts_;
+  const int64_t* draws_;
+  const int64_t m_;
+  Picked<T> picked_;
+  Preference<T> preference_;
+  const bool lazy_;
+  Team team_;
+
+  int64_t slots_ = 0, bad_row_ = -1, next_seen_ = 0, next_unseen_ = 0;
+  Rows<T> rows_, spare_;
+  std::vector<double> score_;  // up to the last full block, or to the last pick where rows are updated each step
+  std::vector<uint8_t> left_;
+  std::vector<std::pair<double, int64_t>> exact_;
+
+  std::vector<std::pair<int64_t, int64_t>> table_;  // row, slot
+  int shift_ = 0;
+  std::vector<int64_t> row_of_slot_, slot_of_draw_, alive_;
+
+  std::vector<double> bound_, lowest_;  // stale costs, and the lowest of each chunk
+  std::vector<int64_t> looked_, waiting_;
+  std::vector<double> scores_;
+  std::vector<Candidate> near_;
+};
+
+RowType row_type(const Tensor& pool) {
+  switch (pool.scalar_type()) {
+    case ScalarType::Double:
+      return RowType::kDouble;
+    case ScalarType::Float:
+      return RowType::kFloat;
+    case ScalarType::BFloat16:
+      return RowType::kBFloat16;
+    default:
+      return RowType::kHalf;
+  }
+}
+
+struct Arguments {
+  const Tensor& pool;
+  const Tensor& start;
+  const std::optional<Tensor>& draws;
+  const std::optional<Tensor>& valid;
+  Options options;
+};
+
+// T is what dot products are taken in, V the type of the traces returned.
+template <typename T, typename V>
+void select(const Arguments& a, Tensor& indices, Tensor& ranks, Tensor& objectives) {
+  const Tensor& pool = a.pool;
+  const int64_t batches = pool.size(0), n = pool.size(1), k = a.options.k;
+  const int64_t m = a.draws ? a.draws->size(2) : 0, starts = a.start.size(1);
+  const RowType type = row_type(pool);
+  const int64_t element = type == RowType::kDouble ? 8 : type == RowType::kFloat ? 4 : 2;
+  std::vector<int64_t> bad(batches, -1);
+  torch::stable::parallel_for(0, batches, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const char* data = static_cast<const char*>(pool.data_ptr()) + b * pool.stride(0) * element;
+      const bool* valid = a.valid ? static_cast<const bool*>(a.valid->data_ptr()) + b * n : nullptr;
+      const int64_t* draws = a.draws ? static_cast<const int64_t*>(a.draws->data_ptr()) + b * k * m : nullptr;
+      const Source source{data, type, element, pool.stride(1), n, pool.size(2), valid};
+      Builder<T> builder(source, a.options, static_cast<const int64_t*>(a.start.data_ptr()) + b * starts, starts, draws,
+                         m, static_cast<int64_t*>(indices.data_ptr()) + b * k);
+      bad[b] = builder.run();
+      const Picked<T>& picked = builder.picked();
+      std::copy(picked.ranks.begin(), picked.ranks.end(), static_cast<V*>(ranks.data_ptr()) + b * k);
+      std::copy(picked.objectives.begin(), picked.objectives.end(), static_cast<V*>(objectives.data_ptr()) + b * k);
+    }
+  });
+  for (int64_t b = 0; b < batches; ++b) {
+    if (bad[b] >= 0) throw_bad_row("pool", batches, b, bad[b]);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tensor& start_, std::optional<Tensor> draws,
+                                                 std::optional<Tensor> valid, int64_t k, bool all_rows,
+                                                 std::string objective, std::optional<std::vector<double>> window,
+                                                 bool normalize) {
+  const Tensor pool = pool_.stride(2) == 1 ? pool_ : torch::stable::contiguous(pool_);
+  const Tensor start = torch::stable::contiguous(start_);
+  if (draws) draws = torch::stable::contiguous(*draws);
+  if (valid) valid = torch::stable::contiguous(*valid);
+  Arguments arguments{pool, start, draws, valid, {k, all_rows, objective == "logdet", normalize, std::nullopt}};
+  if (window) arguments.options.window = {(*window)[0], (*window)[1]};
+  const bool wide = pool.scalar_type() == ScalarType::Double;
+  const ScalarType values = wide ? ScalarType::Double : ScalarType::Float;
+  Tensor indices = torch::stable::new_empty(pool, {pool.size(0), k}, ScalarType::Long);
+  Tensor ranks = torch::stable::new_empty(pool, {pool.size(0), k}, values);
+  Tensor objectives = torch::stable::new_empty(pool, {pool.size(0), k}, values);
+  if (wide) {
+    select<double, double>(arguments, indices, ranks, objectives);
+  } else if (arguments.options.logdet) {
+    // its gains are differences of numbers a thousand times as large
+    select<double, float>(arguments, indices, ranks, objectives);
+  } else {
+    select<float, float>(arguments, indices, ranks, objectives);
+  }
+  return {indices, ranks, objectives};
+}
+
+}  // namespace
+}  // namespace spectral_kernels
+
+STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cpp, CPU, m) {
+  m.impl("greedy_select", TORCH_BOX(&spectral_kernels::greedy_select));
+}

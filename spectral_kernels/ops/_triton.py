@@ -1,0 +1,388 @@
+"""What the Triton kernels share: launching and recording, loads of rows, row statistics and tangents.
+
+Every launch goes through `launch`, so that `bench/aot.py` can record, with meta tensors and no GPU, what each op would
+compile. Kernels are bare `@triton.jit` with configurations from static tables; under TRITON_INTERPRET=1 the same code
+runs on CPU tensors.
+
+Float scalars reach a kernel as float32: a float64 quantity is passed as a pair (`split_float`) or worked out inside.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectral_kernels.ops._rows import NORM_FLOOR, accumulation_dtype
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+FLOOR = tl.constexpr(NORM_FLOOR)
+
+# programs that fill a large GPU twice; fixed, so that results do not depend on the device
+FULL_GRID = 264
+
+_TRITON_DTYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+_POINTER_TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A launch configuration: constants of the kernel, warps and pipeline stages."""
+
+    constants: dict[str, int] = field(hash=False)
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def __getitem__(self, name: str) -> int:
+        return self.constants[name]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one launch would compile: the arguments of `triton.compiler.ASTSource` and its options."""
+
+    kernel: Any
+    configuration: Configuration
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int, ...], list[list[Any]]]
+
+
+_records: list[Record] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Record]]:
+    """Collect launches instead of making them; tensors may then be on the meta device."""
+    global _records
+    previous, _records = _records, []
+    try:
+        yield _records
+    finally:
+        _records = previous
+
+
+def _record(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], configuration: Configuration) -> Record:
+    signature: dict[str, str] = {}
+    fixed = dict(constants)
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for position, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if isinstance(value, Tensor):
+            signature[name] = _POINTER_TYPES[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        elif value is None or (isinstance(value, int) and value == 1):
+            signature[name], fixed[name] = "constexpr", value
+        elif isinstance(value, int):
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32"
+    signature.update({name: "constexpr" for name in constants})
+    return Record(kernel, configuration, signature, fixed, attributes)
+
+
+def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], use: Configuration) -> None:
+    """Run `kernel` on a one-dimensional grid, or record it."""
+    constants = {**use.constants, **constants}
+    if _records is not None:
+        _records.append(_record(kernel, arguments, constants, use))
+        return
+    first = next(value for value in arguments if isinstance(value, Tensor))
+    options = {"num_warps": use.num_warps, "num_stages": use.num_stages}
+    if first.is_cuda:
+        with torch.cuda.device(first.device):
+            kernel[(programs,)](*arguments, **constants, **options)
+    else:
+        kernel[(programs,)](*arguments, **constants, **options)
+
+
+AotCall = Callable[[], object]
+
+
+def triton_dtype(dtype: torch.dtype) -> Any:
+    return _TRITON_DTYPES[dtype]
+
+
+def dot_precision(precision: str, dtype: torch.dtype) -> str:
+    """`input_precision` of `tl.dot` for rows of `dtype`.
+
+    Half-precision rows, float32 once normalised or centred, keep 16 bits of each operand with three bf16 products. The
+    interpreter multiplies in full precision and knows no other name for it.
+    """
+    if INTERPRETED or dtype == torch.float64:
+        return "ieee"
+    return "bf16x3" if precision == "ieee" and dtype != torch.float32 else precision
+
+
+def split_float(value: float) -> tuple[float, float]:
+    """A float64 as the sum of two float32, good to 48 bits."""
+    high = float(torch.tensor(value, dtype=torch.float64).float())
+    return (high, value - high) if math.isfinite(high) else (high, 0.0)
+
+
+def power_of_two(value: int, low: int = 16) -> int:
+    return max(low, 1 << (value - 1).bit_length())
+
+
+def dense_rows(z: Tensor) -> Tensor:
+    """`z` itself where its last stride is 1, else a contiguous copy."""
+    return z if z.stride(-1) == 1 else z.contiguous()
+
+
+def split_rows(length: int, block: int, others: int, longest: int) -> tuple[int, int]:
+    """(splits, chunk): how a loop over `length` is divided, chunks a multiple of `block`, `others` programs besides."""
+    wanted = max(-(-length // longest), min(-(-FULL_GRID // others), length // (4 * block)), 1)
+    chunk = block * -(-length // (wanted * block))
+    return -(-length // chunk), chunk
+
+
+@triton.jit
+def row_pointers(z, index, batch, rows, n, z_batch, z_row):
+    """Pointers to rows of a batch: `z[batch, rows]`, or `z[index[batch, rows]]` of a pool."""
+    if index is None:
+        pointers = z + batch * z_batch + rows.to(tl.int64) * z_row
+    else:
+        pointers = z + tl.load(index + batch * n + rows, mask=rows < n, other=0) * z_row
+    return pointers
+
+
+@triton.jit
+def column_mean(sums, batch, columns, n, d, splits):
+    """Mean of columns from partial sums (b, splits, d), always added in the same order."""
+    part = tl.arange(0, 16)
+    total = tl.sum(tl.zeros([16, columns.shape[0]], dtype=sums.dtype.element_ty), 0)
+    for first in range(0, splits, 16):
+        at = first + part
+        inside = (at < splits)[:, None] & (columns < d)[None, :]
+        total += tl.sum(tl.load(sums + (batch * splits + at[:, None]) * d + columns[None, :], mask=inside, other=0.0), 0)
+    return total / n
+
+
+@triton.jit
+def inverse_norm(squares):
+    return 1.0 / tl.maximum(tl.sqrt(squares), FLOOR)
+
+
+@triton.jit
+def row_statistics_kernel(
+    z, index, scale, sums, n, d, splits, chunk, z_batch, z_row,
+    NORMALIZE: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """1/‖z‖ of each row to `scale` (b, n), and sums of the (normalised) rows of each chunk to `sums` (b, splits, d)."""
+    pid = tl.program_id(0).to(tl.int64)
+    split = pid % splits
+    batch = pid // splits
+    begin = (split * chunk).to(tl.int32)
+    end = tl.minimum(begin + chunk, n)
+    if NORMALIZE:
+        for first in range(begin, end, BLOCK_N):
+            rows = first + tl.arange(0, BLOCK_N)
+            pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+            squares = tl.zeros([BLOCK_N], dtype=ACC)
+            for column in range(0, d, BLOCK_D):
+                columns = column + tl.arange(0, BLOCK_D)
+                inside = (rows < end)[:, None] & (columns < d)[None, :]
+                x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+                squares += tl.sum(x * x, 1)
+            tl.store(scale + batch * n + rows, inverse_norm(squares), mask=rows < end)
+        # the scales are read again below, by other threads
+        tl.debug_barrier()
+    if SUMS:
+        for column in range(0, d, BLOCK_D):
+            columns = column + tl.arange(0, BLOCK_D)
+            total = tl.zeros([BLOCK_D], dtype=ACC)
+            for first in range(begin, end, BLOCK_N):
+                rows = first + tl.arange(0, BLOCK_N)
+                pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+                inside = (rows < end)[:, None] & (columns < d)[None, :]
+                x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+                if NORMALIZE:
+                    x *= tl.load(scale + batch * n + rows, mask=rows < end, other=0.0)[:, None]
+                total += tl.sum(x, 0)
+            tl.store(sums + pid * d + columns, total, mask=columns < d)
+
+
+@triton.jit
+def load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Gradient on rows: `dx[batch, rows]`, or the sum of the rows of `dx` that `order` and `offsets` assign to each."""
+    if order is None:
+        inside = (rows < n)[:, None] & (columns < d)[None, :]
+        at = dx + (batch * n + rows.to(tl.int64))[:, None] * d + columns[None, :]
+        total = tl.load(at, mask=inside, other=0.0)
+    else:
+        begin = tl.load(offsets + rows, mask=rows < n, other=0)
+        count = tl.load(offsets + rows + 1, mask=rows < n, other=0) - begin
+        total = tl.zeros([BLOCK_N, BLOCK_D], dtype=dx.dtype.element_ty)
+        for occurrence in range(0, tl.max(count, 0).to(tl.int32)):
+            used = occurrence < count
+            source = tl.load(order + begin + occurrence, mask=used, other=0)
+            inside = used[:, None] & (columns < d)[None, :]
+            total += tl.load(dx + source[:, None] * d + columns[None, :], mask=inside, other=0.0)
+    return total
+
+
+@triton.jit
+def tangent_kernel(
+    dx, order, offsets, z, sums, out, n, d, row_blocks, splits, z_batch, z_row,
+    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradient on z from the gradient on its centred, normalised rows; 0 on zero rows."""
+    pid = tl.program_id(0).to(tl.int64)
+    batch = pid // row_blocks
+    rows = ((pid % row_blocks) * BLOCK_N).to(tl.int32) + tl.arange(0, BLOCK_N)
+    pointers = row_pointers(z, None, batch, rows, n, z_batch, z_row)
+    along = tl.zeros([BLOCK_N], dtype=dx.dtype.element_ty)
+    squares = tl.zeros([BLOCK_N], dtype=dx.dtype.element_ty)
+    if NORMALIZE:
+        for column in range(0, d, BLOCK_D):
+            columns = column + tl.arange(0, BLOCK_D)
+            inside = (rows < n)[:, None] & (columns < d)[None, :]
+            x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(dx.dtype.element_ty)
+            g = load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N, BLOCK_D)
+            if CENTER:
+                g -= column_mean(sums, batch, columns, n, d, splits)[None, :]
+            squares += tl.sum(x * x, 1)
+            along += tl.sum(x * g, 1)
+    inverse = inverse_norm(squares)
+    for column in range(0, d, BLOCK_D):
+        columns = column + tl.arange(0, BLOCK_D)
+        inside = (rows < n)[:, None] & (columns < d)[None, :]
+        g = load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N, BLOCK_D)
+        if CENTER:
+            g -= column_mean(sums, batch, columns, n, d, splits)[None, :]
+        if NORMALIZE:
+            x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(dx.dtype.element_ty)
+            g = tangent(g, x * inverse[:, None], along * inverse, squares)
+        at = out + (batch * n + rows.to(tl.int64))[:, None] * d + columns[None, :]
+        tl.store(at, g.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def tangent(gradient, unit, along, squares):
+    """(g − u(u·g))/‖z‖ from u = z/‖z‖, `along` = u·g and `squares` = ‖z‖²."""
+    inverse = tl.where(tl.sqrt(squares) > FLOOR, inverse_norm(squares), 0.0)
+    return (gradient - unit * along[:, None]) * inverse[:, None]
+
+
+ROW_STATISTICS = {
+    torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=4),
+    torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
+}
+TANGENT = {
+    torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=4, num_stages=1),
+    torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4, num_stages=1),
+}
+CONFIGURATIONS = {
+    **{f"row_statistics {dtype}": use for dtype, use in ROW_STATISTICS.items()},
+    **{f"tangent {dtype}": use for dtype, use in TANGENT.items()},
+}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Inverse norms (b, n) and partial column sums (b, splits, d), where wanted."""
+
+    scale: Tensor | None
+    sums: Tensor | None
+    splits: int
+
+    def mean(self, n: int) -> Tensor | None:
+        return None if self.sums is None else self.sums.sum(1) / n
+
+
+def row_statistics(z: Tensor, index: Tensor | None, normalize: bool, sums: bool, acc: torch.dtype) -> Statistics:
+    """Statistics of the rows of z (b, n, d), or of the rows of z (N, d) that index (b, n) names: one launch, or none."""
+    if not normalize and not sums:
+        return Statistics(None, None, 1)
+    b, n = z.shape[:2] if index is None else index.shape
+    d = z.shape[-1]
+    use = ROW_STATISTICS[acc]
+    splits, chunk = split_rows(n, use["BLOCK_N"], b, max(4 * use["BLOCK_N"], -(-n // 64)))
+    scale = z.new_empty(b, n, dtype=acc) if normalize else None
+    totals = z.new_empty(b, splits, d, dtype=acc) if sums else None
+    launch(
+        row_statistics_kernel,
+        b * splits,
+        (z, index, scale, totals, n, d, splits, chunk, *batch_strides(z)),
+        {"NORMALIZE": normalize, "SUMS": sums, "ACC": triton_dtype(acc)},
+        use,
+    )
+    return Statistics(scale, totals, splits)
+
+
+def batch_strides(z: Tensor) -> tuple[int, int]:
+    """Strides of the batch and the row of (b, n, d), or of a pool (N, d)."""
+    return (z.stride(0), z.stride(1)) if z.ndim == 3 else (0, z.stride(0))
+
+
+def read_rows_backward(dx: Tensor, z: Tensor, normalize: bool, sums: Statistics) -> Tensor:
+    """Gradient on z (b, n, d) from dx (b, n, d) in the accumulation dtype, less its mean where `sums` has sums."""
+    b, n, d = z.shape
+    use = TANGENT[dx.dtype]
+    out = z.new_empty(z.shape)
+    blocks = -(-n // use["BLOCK_N"])
+    launch(
+        tangent_kernel,
+        b * blocks,
+        (dx, None, None, z, sums.sums, out, n, d, blocks, sums.splits, *batch_strides(z)),
+        {"NORMALIZE": normalize, "CENTER": sums.sums is not None},
+        use,
+    )
+    return out
+
+
+def scatter_rows_backward(dx: Tensor, pool: Tensor, indices: Tensor, normalize: bool) -> Tensor:
+    """Gradient on pool (N, d) from the gradients dx (c, b, d) on its rows `indices` (c, b).
+
+    Each row of the pool adds up its occurrences in their order: deterministic, without atomics.
+    """
+    rows, d = pool.shape
+    ordered, order = indices.reshape(-1).sort(stable=True)
+    offsets = torch.searchsorted(ordered, torch.arange(rows + 1, device=pool.device))
+    use = TANGENT[dx.dtype]
+    out = pool.new_empty(pool.shape)
+    blocks = -(-rows // use["BLOCK_N"])
+    launch(
+        tangent_kernel,
+        blocks,
+        (dx, order, offsets, pool, None, out, rows, d, blocks, 1, *batch_strides(pool)),
+        {"NORMALIZE": normalize, "CENTER": False},
+        use,
+    )
+    return out
+
+
+def aot_calls() -> list[AotCall]:
+    """Calls whose launches cover this module's kernels and configurations."""
+
+    def call(dtype: torch.dtype) -> None:
+        z = torch.empty(4, 256, 512, dtype=dtype, device="meta")
+        acc = accumulation_dtype(dtype)
+        dx = z.to(acc)
+        statistics = row_statistics(dense_rows(z), None, True, True, acc)
+        read_rows_backward(dx, z, True, statistics)
+        indices = torch.empty(4, 256, dtype=torch.int64, device="meta")
+        scatter_rows_backward(dx, z[0], indices, True)
+
+    return [lambda dtype=dtype: call(dtype) for dtype in _TRITON_DTYPES]  # type: ignore[misc]
