@@ -11,6 +11,12 @@ from spectral_kernels.ops.infonce import info_nce, nt_xent
 from spectral_kernels.ops.pool import pool_select
 from spectral_kernels.ops.spectrum import spectrum
 from spectral_kernels.ops.whitening import whiten
+from spectral_kernels.selection import (
+    GreedyBatchSampler,
+    MemoryBank,
+    PoolBatchSampler,
+    RandomBatchSampler,
+)
 
 __version__ = "0.1.0"
 

@@ -38,6 +38,11 @@ def _cpp_errors() -> Iterator[None]:
         raise ValueError(found.group(1)) from None
 
 
+def _contiguous(result: Any) -> Any:
+    """The strides that the fake implementations promise."""
+    return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()
+
+
 def _cpp_function(room: str, name: str) -> Callable[..., Any]:
     function = getattr(torch.ops.spectral_kernels_cpp, name)
 
@@ -93,8 +98,8 @@ def define(
         # autocast would turn the accumulating products inside into bf16
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-                return function(*inputs)
-        return function(*inputs)
+                return _contiguous(function(*inputs))
+        return _contiguous(function(*inputs))
 
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)

@@ -124,13 +124,13 @@ def triton_dtype(dtype: torch.dtype) -> Any:
     return _TRITON_DTYPES[dtype]
 
 
-def dot_precision(precision: str, dtype: torch.dtype) -> str:
-    """`input_precision` of `tl.dot` for rows of `dtype`.
+def dot_precision(precision: str, dtype: torch.dtype, acc: torch.dtype) -> str:
+    """`input_precision` of `tl.dot` for rows of `dtype` in kernels that work in `acc`.
 
     Half-precision rows, float32 once normalised or centred, keep 16 bits of each operand with three bf16 products. The
     interpreter multiplies in full precision and knows no other name for it.
     """
-    if INTERPRETED or dtype == torch.float64:
+    if INTERPRETED or acc == torch.float64:
         return "ieee"
     return "bf16x3" if precision == "ieee" and dtype != torch.float32 else precision
 
@@ -168,15 +168,15 @@ def row_pointers(z, index, batch, rows, n, z_batch, z_row):
 
 
 @triton.jit
-def column_mean(sums, batch, columns, n, d, splits):
-    """Mean of columns from partial sums (b, splits, d), always added in the same order."""
+def column_mean(sums, batch, columns, count, d, splits):
+    """Mean of columns from partial sums (b, splits, d) of `count` rows, always added in the same order."""
     part = tl.arange(0, 16)
     total = tl.sum(tl.zeros([16, columns.shape[0]], dtype=sums.dtype.element_ty), 0)
     for first in range(0, splits, 16):
         at = first + part
         inside = (at < splits)[:, None] & (columns < d)[None, :]
         total += tl.sum(tl.load(sums + (batch * splits + at[:, None]) * d + columns[None, :], mask=inside, other=0.0), 0)
-    return total / n
+    return total / count
 
 
 @triton.jit
@@ -244,7 +244,7 @@ def load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N: tl.co
 
 @triton.jit
 def tangent_kernel(
-    dx, order, offsets, z, sums, out, n, d, row_blocks, splits, z_batch, z_row,
+    dx, order, offsets, z, sums, out, n, d, row_blocks, splits, count, z_batch, z_row,
     NORMALIZE: tl.constexpr, CENTER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient on z from the gradient on its centred, normalised rows; 0 on zero rows."""
@@ -261,7 +261,7 @@ def tangent_kernel(
             x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(dx.dtype.element_ty)
             g = load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N, BLOCK_D)
             if CENTER:
-                g -= column_mean(sums, batch, columns, n, d, splits)[None, :]
+                g -= column_mean(sums, batch, columns, count, d, splits)[None, :]
             squares += tl.sum(x * x, 1)
             along += tl.sum(x * g, 1)
     inverse = inverse_norm(squares)
@@ -270,7 +270,7 @@ def tangent_kernel(
         inside = (rows < n)[:, None] & (columns < d)[None, :]
         g = load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N, BLOCK_D)
         if CENTER:
-            g -= column_mean(sums, batch, columns, n, d, splits)[None, :]
+            g -= column_mean(sums, batch, columns, count, d, splits)[None, :]
         if NORMALIZE:
             x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(dx.dtype.element_ty)
             g = tangent(g, x * inverse[:, None], along * inverse, squares)
@@ -286,12 +286,12 @@ def tangent(gradient, unit, along, squares):
 
 
 ROW_STATISTICS = {
-    torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=4),
-    torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
+    torch.float32: Configuration({"BLOCK_N": 64, "BLOCK_D": 128}, num_warps=8),
+    torch.float64: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=8),
 }
 TANGENT = {
-    torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=4, num_stages=1),
-    torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4, num_stages=1),
+    torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=8, num_stages=1),
+    torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=8, num_stages=1),
 }
 CONFIGURATIONS = {
     **{f"row_statistics {dtype}": use for dtype, use in ROW_STATISTICS.items()},
@@ -303,18 +303,20 @@ CONFIGURATIONS = {
 class Statistics:
     """Inverse norms (b, n) and partial column sums (b, splits, d), where wanted."""
 
-    scale: Tensor | None
-    sums: Tensor | None
-    splits: int
+    scale: Tensor | None = None
+    sums: Tensor | None = None
+    splits: int = 1
+    # what the sums are divided by
+    count: int = 1
 
-    def mean(self, n: int) -> Tensor | None:
-        return None if self.sums is None else self.sums.sum(1) / n
+    def mean(self) -> Tensor | None:
+        return None if self.sums is None else self.sums.sum(1) / self.count
 
 
 def row_statistics(z: Tensor, index: Tensor | None, normalize: bool, sums: bool, acc: torch.dtype) -> Statistics:
     """Statistics of the rows of z (b, n, d), or of the rows of z (N, d) that index (b, n) names: one launch, or none."""
     if not normalize and not sums:
-        return Statistics(None, None, 1)
+        return Statistics()
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
     use = ROW_STATISTICS[acc]
@@ -328,7 +330,7 @@ def row_statistics(z: Tensor, index: Tensor | None, normalize: bool, sums: bool,
         {"NORMALIZE": normalize, "SUMS": sums, "ACC": triton_dtype(acc)},
         use,
     )
-    return Statistics(scale, totals, splits)
+    return Statistics(scale, totals, splits, n)
 
 
 def batch_strides(z: Tensor) -> tuple[int, int]:
@@ -345,7 +347,7 @@ def read_rows_backward(dx: Tensor, z: Tensor, normalize: bool, sums: Statistics)
     launch(
         tangent_kernel,
         b * blocks,
-        (dx, None, None, z, sums.sums, out, n, d, blocks, sums.splits, *batch_strides(z)),
+        (dx, None, None, z, sums.sums, out, n, d, blocks, sums.splits, sums.count, *batch_strides(z)),
         {"NORMALIZE": normalize, "CENTER": sums.sums is not None},
         use,
     )
@@ -366,7 +368,7 @@ def scatter_rows_backward(dx: Tensor, pool: Tensor, indices: Tensor, normalize: 
     launch(
         tangent_kernel,
         blocks,
-        (dx, order, offsets, pool, None, out, rows, d, blocks, 1, *batch_strides(pool)),
+        (dx, order, offsets, pool, None, out, rows, d, blocks, 1, 1, *batch_strides(pool)),
         {"NORMALIZE": normalize, "CENTER": False},
         use,
     )

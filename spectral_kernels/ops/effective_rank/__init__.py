@@ -166,8 +166,14 @@ def effective_rank(
         name = choose("effective_rank2", z.device, backend)
         rank: Tensor = op("effective_rank2")(flatten(z), center, normalize, unbiased, name)
         return rank.reshape(z.shape[:-2])
-    values = eigenvalue_spectrum(z, center=center, normalize=normalize, backend=backend)
+    values = _significant(eigenvalue_spectrum(z, center=center, normalize=normalize, backend=backend))
     return rank_of_spectrum(_singular(values) if spectrum == "singular" else values, order)
+
+
+def _significant(values: Tensor) -> Tensor:
+    # below the rounding of a float64 matrix an eigenvalue is noise; orders below 1 have steep gradients there
+    floor = values.shape[-1] * torch.finfo(torch.float64).eps * values.detach().amax(-1, keepdim=True)
+    return torch.where(values > floor, values, 0.0)
 
 
 def _singular(values: Tensor) -> Tensor:
@@ -207,4 +213,4 @@ def batch_effective_rank(
         rank: Tensor = op("batch_effective_rank2")(pool, indices, center, normalize, name)
         return rank
     name = choose("batch_spectrum", pool.device, backend)
-    return rank_of_spectrum(op("batch_spectrum")(pool, indices, center, normalize, name), order)
+    return rank_of_spectrum(_significant(op("batch_spectrum")(pool, indices, center, normalize, name)), order)

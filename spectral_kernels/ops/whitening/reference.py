@@ -8,7 +8,14 @@ import math
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._rows import accumulation_dtype, is_negligible
+
+
+def drop_noise(covariance: Tensor, mean: Tensor) -> Tensor:
+    """C, or exactly 0 where it is rounding noise: whitening would blow up the noise of identical rows."""
+    spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    noise = is_negligible(spread, spread + mean.square().sum(-1))
+    return torch.where(noise[..., None, None], 0.0, covariance)
 
 
 def shrink(covariance: Tensor, shrinkage: float) -> Tensor:
@@ -93,7 +100,7 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     x = z.to(accumulation_dtype(z.dtype))
     mean = x.mean(-2) if center else x.new_zeros(x.shape[0], x.shape[2])
     x = x - mean.unsqueeze(-2)
-    covariance = x.mT @ x / z.shape[-2]
+    covariance = drop_noise(x.mT @ x / z.shape[-2], mean)
     matrix = whitening_matrix(covariance, method, shrinkage)
     return (x @ matrix.mT).to(z.dtype), mean, covariance, matrix
 

@@ -1,0 +1,97 @@
+"""Times contenders for one job in one run: interleaved, medians, no figure without its check."""
+
+import csv
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to be done, by several contenders on the same data.
+
+    Attributes:
+        name: operator and size.
+        contenders: label -> call; the first is ours.
+        check: raises AssertionError when our result is wrong; run before any timing.
+        bars: label -> speed-up over that contender that the project asks for.
+    """
+
+    name: str
+    contenders: dict[str, Callable[[], object]]
+    check: Callable[[], None]
+    bars: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender's times in ms, and how many times longer it takes than ours."""
+
+    job: str
+    contender: str
+    p20: float
+    p50: float
+    p80: float
+    ratio: float
+    bar: float | None
+
+
+def time_job(job: Job, repeats: int) -> list[Row]:
+    """Rows of a job whose check has passed. Contenders take turns, so that a busy moment hits all of them."""
+    job.check()
+    for call in job.contenders.values():
+        call()
+    times: dict[str, list[float]] = {label: [] for label in job.contenders}
+    for _ in range(repeats):
+        for label, call in job.contenders.items():
+            begin = time.perf_counter()
+            call()
+            times[label].append((time.perf_counter() - begin) * 1e3)
+    ours = statistics.median(times[next(iter(times))])
+    rows = []
+    for label, values in times.items():
+        p20, p50, p80 = (_quantile(values, q) for q in (0.2, 0.5, 0.8))
+        rows.append(Row(job.name, label, p20, p50, p80, p50 / ours, job.bars.get(label)))
+    return rows
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))]
+
+
+def report(rows: Sequence[Row], failures: Sequence[str], output: Path | None) -> int:
+    """Print the table, write the CSV; the exit status is 1 when a check failed."""
+    width = max([len(row.contender) for row in rows], default=0)
+    job = None
+    for row in rows:
+        if row.job != job:
+            job = row.job
+            print(f"\n{job}   (check passed)\n{'':{width}}  {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}   ours is faster by")
+        bar = "" if row.bar is None else f"   asked for: {row.bar:g}x {'met' if row.ratio >= row.bar else 'NOT MET'}"
+        print(f"{row.contender:{width}}  {row.p20:9.3f} {row.p50:9.3f} {row.p80:9.3f}   {row.ratio:6.2f}x{bar}")
+    for failure in failures:
+        print(f"\nCHECK FAILED, not timed: {failure}", file=sys.stderr)
+    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores; medians of one run")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["job", "contender", "p20_ms", "p50_ms", "p80_ms", "ratio", "bar"])
+            for row in rows:
+                times = [f"{value:.4f}" for value in (row.p20, row.p50, row.p80)]
+                writer.writerow([row.job, row.contender, *times, f"{row.ratio:.3f}", row.bar or ""])
+        print(f"written to {output}")
+    return 1 if failures else 0
+
+
+def worst_relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference relative to the largest expected value."""
+    return float((got.double() - expected.double()).abs().max() / expected.double().abs().max())

@@ -1,0 +1,147 @@
+"""One clear error that names the argument and the value."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import spectral_kernels as sk
+
+Z = torch.randn(6, 4)
+BAD = Z.clone()
+BAD[3, 1] = math.nan
+BAD[5, 0] = math.inf
+FEW = torch.tensor([True, True, False, False, False, False])
+
+CASES: dict[str, tuple[Callable[[], object], str]] = {
+    "covariance of a vector": (lambda: sk.covariance(torch.randn(4)), r"z must have shape \(\.\.\., n, d\)"),
+    "covariance of integers": (lambda: sk.covariance(torch.ones(3, 3, dtype=torch.int64)), "z must be float.*int64"),
+    "covariance of a list": (lambda: sk.covariance([[1.0]]), "z must be a tensor, got list"),  # type: ignore[arg-type]
+    "covariance of nothing": (lambda: sk.covariance(torch.randn(0, 4)), "z is empty"),
+    "correction": (lambda: sk.covariance(Z, correction=6), "correction must be below n = 6, got 6"),
+    "negative correction": (lambda: sk.covariance(Z, correction=-1), "correction must be at least 0, got -1"),
+    "precision": (lambda: sk.covariance(Z, precision="fp8"), "precision must be one of .*'fp8'"),
+    "backend": (lambda: sk.covariance(Z, backend="gpu"), "backend must be one of .*'gpu'"),
+    "order": (lambda: sk.effective_rank(Z, order=-1), "order must be a number from 0 to math.inf, got -1"),
+    "order nan": (lambda: sk.effective_rank(Z, order=math.nan), "order must be a number"),
+    "spectrum": (lambda: sk.effective_rank(Z, spectrum="kernel"), "spectrum must be one of .*'kernel'"),
+    "unbiased order": (lambda: sk.effective_rank(Z, unbiased=True), "unbiased needs order=2"),
+    "unbiased rows": (lambda: sk.effective_rank(Z[:1], order=2, unbiased=True), "unbiased needs at least 2 rows"),
+    "indices range": (lambda: sk.batch_effective_rank(Z, torch.tensor([[0, 6]])), r"indices must lie in \[0, 6\), got 6"),
+    "indices negative": (lambda: sk.batch_effective_rank(Z, torch.tensor([[-1, 2]])), "got -1"),
+    "indices dtype": (lambda: sk.batch_effective_rank(Z, torch.ones(1, 2)), "indices must be an int64 tensor"),
+    "indices shape": (lambda: sk.batch_effective_rank(Z, torch.tensor([0, 1])), "indices must be .* 2 dimensions"),
+    "indices empty": (lambda: sk.batch_effective_rank(Z, torch.zeros(0, 2, dtype=torch.int64)), "non-empty"),
+    "method": (lambda: sk.whiten(Z, method="pca"), "method must be one of .*'pca'"),
+    "shrinkage": (lambda: sk.whiten(Z, shrinkage=1.5), "shrinkage must be between 0 and 1, got 1.5"),
+    "singular": (lambda: sk.whiten(Z[:3], shrinkage=0.0), "shrinkage = 0.0 leaves the covariance singular"),
+    "singular zca": (lambda: sk.whiten(Z[:3], shrinkage=0.0, method="zca"), "singular"),
+    "singular iteration": (lambda: sk.whiten(Z[:3], shrinkage=0.0, method="newton_schulz"), "singular"),
+    "k": (lambda: sk.greedy_select(Z, 7), "k must be between 1 and 6, got 7"),
+    "k zero": (lambda: sk.greedy_select(Z, 0), "k must be between 1 and 6, got 0"),
+    "k float": (lambda: sk.greedy_select(Z, 2.0), "k must be an integer, got 2.0"),  # type: ignore[arg-type]
+    "candidates": (lambda: sk.greedy_select(Z, 2, candidates=0), "candidates must be at least 1, got 0"),
+    "objective": (lambda: sk.greedy_select(Z, 2, objective="volume"), "objective must be one of .*'volume'"),
+    "window": (lambda: sk.greedy_select(Z, 2, window=(3.0, 1.0)), "window must satisfy 0 <= lo <= hi"),
+    "window shape": (lambda: sk.greedy_select(Z, 2, window=(3.0,)), "window must be a pair"),  # type: ignore[arg-type]
+    "start": (lambda: sk.greedy_select(Z, 2, start=6), "start must be between 0 and 5, got 6"),
+    "start masked": (lambda: sk.greedy_select(Z, 2, start=4, valid=FEW), "start = 4 is masked out"),
+    "valid rows": (lambda: sk.greedy_select(Z, 3, valid=FEW), "valid leaves 2 rows, but 3"),
+    "valid shape": (lambda: sk.greedy_select(Z, 2, valid=FEW[:3]), r"valid must be a bool tensor of shape \(6,\)"),
+    "generator": (lambda: sk.greedy_select(Z, 2, generator=3), "generator must be a torch.Generator"),  # type: ignore[arg-type]
+    "batch size": (lambda: sk.pool_select(Z, 7), "batch_size must be between 1 and 6, got 7"),
+    "draws": (lambda: sk.pool_select(Z, 2, draws=0), "draws must be at least 1, got 0"),
+    "policy": (lambda: sk.pool_select(Z, 2, policy="medium"), "policy must be one of .*'medium'"),
+    "quantile": (lambda: sk.pool_select(Z, 2, policy=1.5), "policy must be one of .*1.5"),
+    "temperature": (lambda: sk.nt_xent(Z, Z, temperature=0.0), "temperature must be a finite number above 0, got 0.0"),
+    "temperature negative": (lambda: sk.info_nce(Z, Z, temperature=-0.1), "temperature must be .* got -0.1"),
+    "reduction": (lambda: sk.info_nce(Z, Z, reduction="max"), "reduction must be one of .*'max'"),
+    "mismatched rows": (lambda: sk.info_nce(Z, Z[:5]), "key has 5 rows, but query has 6"),
+    "mismatched d": (lambda: sk.info_nce(Z, torch.randn(6, 3)), "key has d = 3, but query has d = 4"),
+    "mismatched queue": (lambda: sk.info_nce(Z, Z, queue=torch.randn(9, 3)), "queue has d = 3, but query has d = 4"),
+    "mismatched dtype": (lambda: sk.nt_xent(Z, Z.double()), "z1 is torch.float64, but z0 is torch.float32"),
+    "no negative": (lambda: sk.info_nce(Z[:1], Z[:1]), "there is no negative"),
+    "one sample": (lambda: sk.nt_xent(Z[:1], Z[:1]), "there is no negative"),
+    "layer": (lambda: sk.Whitening(4)(torch.randn(6, 3)), "z has d = 3, but this layer has d = 4"),
+    "layer momentum": (lambda: sk.Whitening(4, momentum=0.0), "momentum must be above 0"),
+    "layer d": (lambda: sk.Whitening(0), "d must be at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_message(name: str) -> None:
+    call, message = CASES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+NOT_FINITE: dict[str, Callable[[str], object]] = {
+    "z": lambda b: sk.covariance(BAD, backend=b),
+    "z spectrum": lambda b: sk.spectrum(BAD, backend=b),
+    "z rank": lambda b: sk.effective_rank(BAD, order=2, backend=b),
+    "z whiten": lambda b: sk.whiten(BAD, backend=b),
+    "pool": lambda b: sk.greedy_select(BAD, 2, candidates=None, backend=b),
+    "pool ranks": lambda b: sk.batch_effective_rank(BAD, torch.tensor([[0, 3], [1, 5]]), backend=b),
+    "pool spectra": lambda b: sk.batch_effective_rank(BAD, torch.tensor([[0, 3]]), order=1, backend=b),
+    "query": lambda b: sk.info_nce(BAD, Z, backend=b),
+    "key": lambda b: sk.info_nce(Z, BAD, backend=b),
+    "queue": lambda b: sk.info_nce(Z, Z, queue=BAD, backend=b),
+    "z0": lambda b: sk.nt_xent(BAD, Z, backend=b),
+    "z1": lambda b: sk.nt_xent(Z, BAD, backend=b),
+}
+
+
+@pytest.mark.parametrize("backend", ("reference", "cpp", "triton"))
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_first_row_that_is_not_finite_is_named(name: str, backend: str) -> None:
+    with pytest.raises(ValueError, match=f"{name.split()[0]} row 3 holds NaN or Inf"):
+        NOT_FINITE[name](backend)
+
+
+@pytest.mark.parametrize("backend", ("reference", "cpp", "triton"))
+def test_the_batch_is_named_too(backend: str) -> None:
+    with pytest.raises(ValueError, match="z batch 1 row 3 holds NaN or Inf"):
+        sk.covariance(torch.stack([Z, BAD]), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ("reference", "cpp"))
+def test_checks_can_be_switched_off(backend: str) -> None:
+    try:
+        sk.set_checks(False)
+        assert sk.covariance(BAD, backend=backend).isnan().any()
+    finally:
+        sk.set_checks(True)
+
+
+@pytest.mark.parametrize("backend", ("reference", "cpp"))
+def test_greedy_reads_only_the_rows_it_draws(backend: str) -> None:
+    pool = torch.randn(1000, 8)
+    generator = torch.Generator().manual_seed(0)
+    touched = sk.greedy_select(pool, 4, candidates=2, generator=generator, backend=backend)
+    assert touched.indices.unique().numel() == 4
+
+
+def test_a_forced_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(sk.BackendError, match="backend 'cuda' cannot run covariance: covariance has no cuda"):
+        sk.covariance(Z, backend="cuda")
+    monkeypatch.setattr("spectral_kernels.backends._TRITON_INTERPRETS", False)
+    with pytest.raises(sk.BackendError, match="TRITON_INTERPRET=1"), sk.use_backend("triton"):
+        sk.covariance(Z)
+    monkeypatch.setattr("spectral_kernels.backends.CPP_ERROR", "the C++ library was not built")
+    with pytest.raises(sk.BackendError, match="not built"):
+        sk.covariance(Z, backend="cpp")
+    assert sk.covariance(Z).shape == (4, 4)
+
+
+def test_backends_nest() -> None:
+    with pytest.raises(ValueError, match="'fast'"):
+        sk.use_backend("fast")
+    with sk.use_backend("reference"), sk.use_backend(None):
+        assert sk.backends.forced_backend() is None
+    with sk.use_backend("cpp"):
+        with sk.use_backend("reference"):
+            assert sk.backends.forced_backend() == "reference"
+        assert sk.backends.forced_backend() == "cpp"
+        assert sk.backends.forced_backend("triton") == "triton"
+    assert sk.backends.forced_backend() is None

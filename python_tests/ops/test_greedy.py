@@ -1,0 +1,210 @@
+"""Greedy selection: against brute force, across backends, and its rules one by one."""
+
+import itertools
+
+import pytest
+import torch
+
+import spectral_kernels as sk
+
+BACKENDS = ("reference", "cpp", "triton")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def logdet(rows: torch.Tensor) -> float:
+    unit = torch.nn.functional.normalize(rows.double())
+    return float(torch.logdet(torch.eye(rows.shape[1]).double() + unit.mT @ unit / 1e-3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_step_is_the_best_by_brute_force(backend: str) -> None:
+    pool = torch.randn(14, 5)
+    chosen = sk.greedy_select(pool, 6, candidates=None, start=2, backend=backend)
+    picked = [2]
+    for step in range(1, 6):
+        left = [i for i in range(14) if i not in picked]
+        ranks = [float(sk.effective_rank(pool[[*picked, i]].double(), order=2)) for i in left]
+        best = max(range(len(left)), key=lambda i: (ranks[i], -left[i]))
+        picked.append(left[best])
+        assert chosen.effective_rank[step].item() == pytest.approx(ranks[best], rel=1e-5)
+    assert chosen.indices.tolist() == picked
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unnormalised_rows_by_brute_force(backend: str) -> None:
+    pool = torch.randn(12, 4) * torch.rand(12, 1).add(0.2)
+    chosen = sk.greedy_select(pool, 5, candidates=None, start=0, normalize=False, backend=backend)
+    picked = [0]
+    for _ in range(4):
+        left = [i for i in range(12) if i not in picked]
+        rank = {i: float(sk.effective_rank(pool[[*picked, i]].double(), order=2, normalize=False)) for i in left}
+        picked.append(max(left, key=lambda i: rank[i]))
+    assert chosen.indices.tolist() == picked
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logdet_by_brute_force(backend: str) -> None:
+    pool = torch.randn(12, 4)
+    chosen = sk.greedy_select(pool, 7, candidates=None, start=0, objective="logdet", backend=backend)
+    picked = [0]
+    for step in range(1, 7):
+        left = [i for i in range(12) if i not in picked]
+        best = max(logdet(pool[[*picked, i]]) for i in left)
+        picked.append(int(chosen.indices[step]))
+        # near-ties are decided by rounding, so it is the objective that is compared
+        assert logdet(pool[picked]) == pytest.approx(best, rel=1e-4)
+        assert chosen.objective[step].item() == pytest.approx(logdet(pool[picked]), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
+def test_greedy_is_near_the_best_subset(objective: str) -> None:
+    pool = torch.randn(11, 4)
+    def value(rows: torch.Tensor) -> float:
+        return logdet(rows) if objective == "logdet" else float(sk.effective_rank(rows, order=2))
+
+    best = max(value(pool[list(subset)]) for subset in itertools.combinations(range(11), 4))
+    starts = [sk.greedy_select(pool, 4, candidates=None, start=i, objective=objective).objective[-1] for i in range(11)]
+    assert 0.9 * best <= float(max(starts)) <= best * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("backend", ("cpp", "triton"))
+@pytest.mark.parametrize("options", ({}, {"candidates": None}, {"candidates": 5, "window": (4.0, 6.0)},
+                                     {"candidates": None, "window": (4.0, 6.0)}, {"normalize": False}), ids=str)  # fmt: skip
+def test_same_seed_same_indices_on_every_backend(backend: str, options: dict) -> None:  # type: ignore[type-arg]
+    for seed in range(3):
+        pool = torch.randn(90, 16, generator=generator(seed)) * torch.arange(1, 17) ** -0.5
+        expected = sk.greedy_select(pool, 40, generator=generator(seed), backend="reference", **options)
+        got = sk.greedy_select(pool, 40, generator=generator(seed), backend=backend, **options)
+        assert torch.equal(got.indices, expected.indices)
+        torch.testing.assert_close(got.effective_rank, expected.effective_rank, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("all_rows", (True, False))
+def test_cpp_picks_what_the_reference_picks(dtype: torch.dtype, all_rows: bool) -> None:
+    """At the size of use, where a wrong bound or a missed near-tie would show."""
+    pool = (torch.randn(1500, 48) * torch.arange(1, 49) ** -0.7).to(dtype)
+    pool[700:1400] = pool[:700]
+    options = {"candidates": None if all_rows else 64}
+    expected = sk.greedy_select(pool, 130, generator=generator(), backend="reference", **options)
+    got = sk.greedy_select(pool, 130, generator=generator(), backend="cpp", **options)
+    assert torch.equal(got.indices, expected.indices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_go_to_the_lowest_index(backend: str) -> None:
+    pool = torch.randn(5, 8).repeat(6, 1) * torch.tensor([3.0, 0.7, 1.0, 10.0, 1e3, 0.1]).repeat_interleave(5)[:, None]
+    chosen = sk.greedy_select(pool, 5, candidates=None, start=0, backend=backend)
+    assert sorted(chosen.indices.tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("candidates", (None, 3))
+def test_unseen_rows_come_last(backend: str, candidates: int | None) -> None:
+    pool = torch.randn(12, 4)
+    pool[::2] = 0
+    chosen = sk.greedy_select(pool, 9, candidates=candidates, generator=generator(), backend=backend)
+    assert {i % 2 for i in chosen.indices[:6].tolist()} == {1}
+    assert chosen.indices[6:].tolist() == [0, 2, 4]
+    assert chosen.effective_rank.isfinite().all()
+    cold = sk.greedy_select(torch.zeros(5, 3), 3, backend=backend)
+    assert cold.indices.tolist() == [0, 1, 2] and cold.effective_rank.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("candidates", (None, 2))
+def test_masked_rows_are_never_picked_and_all_others_can_be(backend: str, candidates: int | None) -> None:
+    pool, valid = torch.randn(30, 4), torch.rand(30) < 0.5
+    k = int(valid.sum())
+    chosen = sk.greedy_select(pool, k, candidates=candidates, valid=valid, generator=generator(), backend=backend)
+    assert sorted(chosen.indices.tolist()) == valid.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_are_independent_pools(backend: str) -> None:
+    pools = torch.randn(2, 3, 20, 4)
+    together = sk.greedy_select(pools, 5, candidates=None, start=1, backend=backend)
+    assert together.indices.shape == (2, 3, 5)
+    for i, j in itertools.product(range(2), range(3)):
+        alone = sk.greedy_select(pools[i, j], 5, candidates=None, start=1, backend=backend)
+        assert torch.equal(together.indices[i, j], alone.indices)
+
+
+def test_a_window_is_steered_to() -> None:
+    pool = torch.randn(4000, 32)
+    free = sk.greedy_select(pool, 128, generator=generator()).effective_rank[-1]
+    held = sk.greedy_select(pool, 128, window=(18.0, 20.0), generator=generator()).effective_rank
+    assert free > 28 and (held[40:] >= 17.5).all() and (held[40:] <= 20.5).all()
+
+
+def test_it_beats_random_batches() -> None:
+    pool = torch.randn(5000, 64)
+    pool[500:] = pool[500:] * 0.1 + pool[0]
+    random = sk.effective_rank(pool[torch.randperm(5000)[:128]], order=2)
+    assert sk.greedy_select(pool, 128).effective_rank[-1] > 3 * random
+
+
+def test_every_generator_device_and_none() -> None:
+    pool = torch.randn(50, 4)
+    torch.manual_seed(3)
+    first = sk.greedy_select(pool, 5).indices
+    torch.manual_seed(3)
+    assert torch.equal(first, sk.greedy_select(pool, 5).indices)
+    assert not torch.equal(first, sk.greedy_select(pool, 5).indices)
+
+
+@pytest.mark.parametrize("path", ("avx2", "baseline"))
+def test_narrower_instruction_sets_pick_the_same(path: str) -> None:
+    """In a process of its own: the path is chosen once."""
+    import os
+    import subprocess
+    import sys
+
+    script = (
+        "import torch, spectral_kernels as sk\n"
+        "torch.manual_seed(0); p = torch.randn(600, 33)\n"
+        "for m in (None, 16):\n"
+        "    g = torch.Generator().manual_seed(1)\n"
+        "    print(sk.greedy_select(p, 50, candidates=m, generator=g, backend='cpp').indices.tolist())\n"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "SPECTRAL_KERNELS_CPU_PATH": p}, check=True,
+            capture_output=True, text=True,
+        ).stdout
+        for p in ("", path)
+    }  # fmt: skip
+    assert len(outputs) == 1
+
+
+def test_pool_select_policies() -> None:
+    pool = torch.randn(400, 16)
+    pool[200:] *= torch.tensor([1.0] + [0.1] * 15)
+    picks = {
+        policy: sk.pool_select(pool, 32, draws=9, policy=policy, generator=generator())
+        for policy in ("low", "balanced", "high", 0.25)
+    }
+    ranks = picks["low"].effective_rank
+    assert ranks.shape == (9,) and all(torch.equal(pick.effective_rank, ranks) for pick in picks.values())
+    for policy, quantile in (("low", 0.0), ("balanced", 0.5), ("high", 1.0), (0.25, 0.25)):
+        indices = picks[policy].indices
+        assert indices.shape == (32,) and indices.unique().numel() == 32
+        expected = ranks.sort().values[round(8 * quantile)]
+        assert sk.effective_rank(pool[indices], order=2).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_pool_select_windows() -> None:
+    pool = torch.randn(300, 16)
+    free = sk.pool_select(pool, 24, draws=12, generator=generator()).effective_rank.sort().values
+    lo, hi = float(free[3]) - 1e-4, float(free[7]) + 1e-4
+    for policy, expected in (("low", free[3]), ("high", free[7])):
+        got = sk.pool_select(pool, 24, draws=12, policy=policy, window=(lo, hi), generator=generator())
+        assert sk.effective_rank(pool[got.indices], order=2).item() == pytest.approx(expected.item(), rel=1e-5)
+    middle = sk.pool_select(pool, 24, draws=12, window=(lo, hi), generator=generator())
+    rank = sk.effective_rank(pool[middle.indices], order=2)
+    assert abs(rank - (lo + hi) / 2) == pytest.approx(float((free - (lo + hi) / 2).abs().min()), abs=1e-4)
+    above = sk.pool_select(pool, 24, draws=12, policy="low", window=(99, 99), generator=generator())
+    assert sk.effective_rank(pool[above.indices], order=2).item() == pytest.approx(free[-1].item(), rel=1e-5)

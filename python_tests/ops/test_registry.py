@@ -1,0 +1,150 @@
+"""Every op on every backend, over the table of `registry.py`."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from registry import CASES, Case
+from torch import Tensor
+
+from spectral_kernels import backends
+from spectral_kernels.library import op
+
+BACKENDS = ("reference", "cpp", "triton")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((1, 1, 1), (2, 5, 3), (1, 1, 5), (2, 5, 129), (1, 123, 37), (1, 129, 65))
+KINDS = ("plain", "strided", "duplicates", "zero rows", "large", "small")
+
+
+def rows(shape: tuple[int, int, int], dtype: torch.dtype, kind: str) -> Tensor:
+    """Anisotropic rows (b, n, d) off the origin, in one of the shapes that break kernels."""
+    b, n, d = shape
+    scale = torch.arange(1, d + 1, dtype=torch.float64) ** -0.5
+    z = torch.randn(b, n, d, dtype=torch.float64) * scale + 0.3
+    if kind == "duplicates":
+        z = z[:, torch.arange(n) % max(1, n // 3)]
+    elif kind == "zero rows":
+        z[:, 1::3] = 0
+    elif kind == "large":
+        z = z * (1e4 if dtype != torch.float16 else 1e2)
+    elif kind == "small":
+        z = z * (1e-4 if dtype != torch.float16 else 1e-2)
+    z = z.to(dtype)
+    return z.mT.contiguous().mT if kind == "strided" else z
+
+
+def to_float64(argument: Any) -> Any:
+    is_rows = isinstance(argument, Tensor) and argument.dtype.is_floating_point
+    return argument.double() if is_rows else argument
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected value; infinities must agree."""
+    got = got.double()
+    same = torch.isinf(expected) & (got == expected)
+    finite = torch.where(same, 0.0, expected)
+    difference = torch.where(same, 0.0, got - expected).abs()
+    if difference.numel() == 0:
+        return 0.0
+    worst = float(difference.max()) / max(float(finite.abs().max()), 1e-30)
+    return math.inf if math.isnan(worst) else worst
+
+
+def compare(case: Case, backend: str, z: Tensor) -> None:
+    arguments = case.arguments(z)
+    got = outputs(op(case.op)(*arguments, backend))
+    if case.exact:
+        expected = outputs(op(case.op)(*arguments, "reference"))
+        if "logdet" in str(case):
+            torch.testing.assert_close(got[2], expected[2], rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(got[0], expected[0])
+            torch.testing.assert_close(got[1], expected[1], rtol=2e-5, atol=1e-6)
+        return
+    expected = outputs(op(case.op)(*map(to_float64, arguments), "reference"))
+    by_torch = outputs(op(case.op)(*arguments, "reference"))
+    for i, (value, exact, torchs) in enumerate(zip(got, expected, by_torch, strict=True)):
+        assert value.shape == exact.shape and value.dtype == torchs.dtype
+        # four times what torch's own ops lose in this dtype, and some units of its rounding
+        allowed = 4 * error(torchs, exact) + 40 * torch.finfo(value.dtype).eps
+        assert error(value, exact) <= allowed, f"output {i}: {error(value, exact):.2e} > {allowed:.2e}"
+
+
+def test_every_op_is_in_the_registry() -> None:
+    assert {case.op for case in CASES} == set(backends.OPS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shapes(case: Case, backend: str) -> None:
+    shapes = SHAPES if backend != "triton" else SHAPES[1:4]
+    for shape in shapes:
+        if shape[1] >= case.least:
+            compare(case, backend, rows(shape, torch.float32, "plain"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dtypes(case: Case, backend: str) -> None:
+    for dtype in DTYPES:
+        compare(case, backend, rows((2, 33, 17), dtype, "plain"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kinds(case: Case, backend: str) -> None:
+    for kind in KINDS:
+        compare(case, backend, rows((2, 20, 9), torch.float32, kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_triton_across_tiles(case: Case) -> None:
+    for shape in SHAPES[4:]:
+        compare(case, "triton", rows(shape, torch.float32, "plain"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("backend", ("reference", "cpp"))
+def test_opcheck(case: Case, backend: str) -> None:
+    arguments = list(case.arguments(rows((2, 6, 4), torch.float32, "strided")))
+    for position in case.gradients:
+        arguments[position] = arguments[position].clone().requires_grad_()
+    torch.library.opcheck(op(case.op), (*arguments, backend))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.gradients], ids=str)
+def test_gradcheck(case: Case) -> None:
+    for shape in ((2, 7, 4), (1, 4, 6)):
+        arguments = list(case.arguments(rows(shape, torch.float64, "plain")))
+        tensors = [arguments[position].clone().requires_grad_() for position in case.gradients]
+
+        def call(*inputs: Tensor, arguments: list[Any] = arguments) -> Tensor:
+            for position, tensor in zip(case.gradients, inputs, strict=True):
+                arguments[position] = tensor
+            return outputs(op(case.op)(*arguments, "reference"))[0]
+
+        assert torch.autograd.gradcheck(call, tensors)
+
+
+@pytest.mark.parametrize("threads", (1, 2, 3))
+def test_cpp_does_not_depend_on_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    z = rows((2, 300, 40), torch.float32, "plain")
+    try:
+        for case in CASES:
+            arguments = case.arguments(z)
+            torch.set_num_threads(1)
+            alone = outputs(op(case.op)(*arguments, "cpp"))
+            torch.set_num_threads(threads)
+            for one, many in zip(alone, outputs(op(case.op)(*arguments, "cpp")), strict=True):
+                # torch's own LAPACK and GEMM calls inside composed ops may differ in the last bits
+                composed = any(part in case.op for part in ("whiten", "spectrum_backward", "info_nce", "nt_xent"))
+                assert torch.equal(one, many) or (composed and error(many, one.double()) < 1e-5), case
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,180 @@
+"""Every registered op with the inputs it is tested on.
+
+The op tests run over this table, and one of them fails when an op of the package is not in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops.infonce import reference as infonce
+from spectral_kernels.ops.whitening import reference as whitening
+
+TEMPERATURE = 0.3
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op with fixed options.
+
+    Attributes:
+        op: registered name.
+        label: names the case in test ids.
+        arguments: makes the op's arguments (without `backend`) from rows (b, n, d).
+        gradients: positions of the arguments that have a gradient, none for backward ops and selectors.
+        least: rows that a batch needs.
+        exact: compared with the reference on the same input to the last index, not with float64.
+    """
+
+    op: str
+    label: str
+    arguments: Callable[[Tensor], tuple[Any, ...]]
+    gradients: tuple[int, ...] = ()
+    least: int = 1
+    exact: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.label}" if self.label else self.op
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A gradient, in the accumulation dtype of `like`; the same numbers for every dtype."""
+    wide = torch.randn(shape, generator=_generator(), dtype=torch.float64).float()
+    return wide.to(accumulation_dtype(like.dtype))
+
+
+def _indices(z: Tensor) -> Tensor:
+    n = z.shape[1]
+    return torch.randint(n, (3, max(1, min(n, 64) - 1)), generator=_generator())
+
+
+def _pairs(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, their positives nearby, and a queue, in the dtype of z."""
+    b, n, d = z.shape
+    rows = z.reshape(b * n, d)
+    half = max(2, rows.shape[0] // 2)
+    query = rows[:half]
+    key = (query.double() + 0.5 * query.double().roll(1, -1)).to(z.dtype)
+    return query, key, rows[: max(1, half - 1)].flip(-1)
+
+
+def _info_nce(z: Tensor, with_queue: bool) -> tuple[Any, ...]:
+    query, key, queue = _pairs(z)
+    return query, key, queue if with_queue else None, TEMPERATURE, "ieee"
+
+
+def _info_nce_backward(z: Tensor, with_queue: bool) -> tuple[Any, ...]:
+    query, key, queue, *options = _info_nce(z, with_queue)
+    wide = [None if part is None else part.double() for part in (query, key, queue)]
+    loss, lse = (part.to(accumulation_dtype(z.dtype)) for part in infonce.info_nce(*wide, *options))
+    return _noise((len(query),), z), query, key, queue, loss, lse, *options
+
+
+def _nt_xent(z: Tensor) -> tuple[Any, ...]:
+    return *_pairs(z)[:2], TEMPERATURE, "ieee"
+
+
+def _nt_xent_backward(z: Tensor) -> tuple[Any, ...]:
+    z0, z1, *options = _nt_xent(z)
+    loss, lse = (part.to(accumulation_dtype(z.dtype)) for part in infonce.nt_xent(z0.double(), z1.double(), *options))
+    return _noise((2 * len(z0),), z), z0, z1, loss, lse, *options
+
+
+def _whiten_backward(z: Tensor, method: str, center: bool) -> tuple[Any, ...]:
+    options = (method, 0.05, center)
+    _, *statistics = whitening.whiten(z.double(), *options)
+    wide = accumulation_dtype(z.dtype)
+    return _noise(tuple(z.shape), z).to(z.dtype), z, *(part.to(wide) for part in statistics), *options
+
+
+def _greedy(z: Tensor, all_rows: bool, objective: str, window: list[float] | None, normalize: bool) -> tuple[Any, ...]:
+    b, n, _ = z.shape
+    start = torch.randint(n, (b, 3), generator=_generator())
+    draws = None
+    if window is not None or not all_rows:
+        draws = torch.randint(n, (b, min(n, 12), 4), generator=_generator())
+    valid = torch.rand((b, n), generator=_generator()) < 0.8
+    valid[:, : min(n, 12)] = True
+    return z, start, draws, valid, min(n, 12), all_rows, objective, window, normalize
+
+
+def _cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(op: str, label: str, arguments: Callable[[Tensor], tuple[Any, ...]], **more: Any) -> None:
+        cases.append(Case(op, label, arguments, **more))
+
+    for center in (False, True):
+        middle = "centred" if center else "raw"
+        for normalize in (False, True):
+            label = f"{middle}-{'unit' if normalize else 'asis'}"
+            add("covariance", label, lambda z, c=center, u=normalize: (z, c, u, 0, "ieee"), gradients=(0,))
+            add(
+                "covariance_backward", label,
+                lambda z, c=center, u=normalize: (_noise((z.shape[0], z.shape[2], z.shape[2]), z), z, c, u, 0, "ieee"),
+            )  # fmt: skip
+            add("spectrum", label, lambda z, c=center, u=normalize: (z, c, u))
+            add("effective_rank2", label, lambda z, c=center, u=normalize: (z, c, u, False), gradients=(0,))
+            add(
+                "effective_rank2_backward", label,
+                lambda z, c=center, u=normalize: (_noise((z.shape[0],), z), z, c, u, False),
+            )  # fmt: skip
+        add("spectrum_backward", middle, lambda z, c=center: (_spectrum_grad(z), z, c, True))
+        add(
+            "effective_rank2", f"{middle}-unbiased", lambda z, c=center: (z, c, True, True), gradients=(0,),
+            least=4 if center else 2,
+        )  # fmt: skip
+        add(
+            "effective_rank2_backward", f"{middle}-unbiased",
+            lambda z, c=center: (_noise((z.shape[0],), z), z, c, True, True), least=4 if center else 2,
+        )  # fmt: skip
+        add("batch_effective_rank2", middle, lambda z, c=center: (z[0], _indices(z), c, True), gradients=(0,))
+        add(
+            "batch_effective_rank2_backward", middle,
+            lambda z, c=center: (_noise((3,), z), z[0], _indices(z), c, True),
+        )  # fmt: skip
+        add("batch_spectrum", middle, lambda z, c=center: (z[0], _indices(z), c, True))
+        add(
+            "batch_spectrum_backward", middle,
+            lambda z, c=center: (_spectrum_grad(z[:1].expand(3, -1, -1)), z[0], _indices(z), c, True),
+        )  # fmt: skip
+        for method in ("cholesky", "zca", "newton_schulz"):
+            label = f"{middle}-{method}"
+            add("whiten", label, lambda z, m=method, c=center: (z, m, 0.05, c), gradients=(0,))
+            add("whiten_backward", label, lambda z, m=method, c=center: _whiten_backward(z, m, c))
+    add("info_nce", "batch", lambda z: _info_nce(z, False), gradients=(0, 1), least=2)
+    add("info_nce", "queue", lambda z: _info_nce(z, True), gradients=(0, 1, 2), least=2)
+    add("info_nce_backward", "batch", lambda z: _info_nce_backward(z, False), least=2)
+    add("info_nce_backward", "queue", lambda z: _info_nce_backward(z, True), least=2)
+    add("nt_xent", "", _nt_xent, gradients=(0, 1), least=2)
+    add("nt_xent_backward", "", _nt_xent_backward, least=2)
+    for objective in ("effective_rank", "logdet"):
+        for all_rows in (True, False):
+            rows = "all" if all_rows else "draws"
+            for normalize in (True, False):
+                label = f"{objective}-{rows}-{'unit' if normalize else 'asis'}"
+                add(
+                    "greedy_select", label,
+                    lambda z, a=all_rows, o=objective, u=normalize: _greedy(z, a, o, None, u), exact=True,
+                )  # fmt: skip
+            add(
+                "greedy_select", f"{objective}-{rows}-window",
+                lambda z, a=all_rows, o=objective: _greedy(z, a, o, [2.0, 3.0], True), exact=True,
+            )  # fmt: skip
+    return cases
+
+
+def _spectrum_grad(z: Tensor) -> Tensor:
+    """A gradient that is a symmetric function of the eigenvalues: eigenvectors of equal ones may differ."""
+    return torch.ones(z.shape[0], z.shape[2], dtype=accumulation_dtype(z.dtype))
+
+
+CASES = _cases()

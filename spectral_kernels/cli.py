@@ -1,0 +1,224 @@
+"""The command line, `spectral-kernels`."""
+
+import argparse
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import spectral_kernels
+from spectral_kernels import plots
+from spectral_kernels.training import report
+from spectral_kernels.training.checkpoint import CheckpointError
+from spectral_kernels.training.compare import Comparison, run_record
+from spectral_kernels.training.config import Config, named_configs, read_config
+from spectral_kernels.training.data import ImageData, load
+from spectral_kernels.training.loop import train
+from spectral_kernels.training.progress import Progress
+from spectral_kernels.training.simclr import Diverged
+
+DESCRIPTION = """\
+Measure and steer the diversity (the effective rank) of the batches of contrastive learning.
+
+Chosen batches may teach an encoder faster than random ones. This command trains SimCLR with
+either and says what choosing gained and cost on your machine.
+"""
+EPILOG = """\
+examples:
+  spectral-kernels info                     what is installed, and what each operation would use
+  spectral-kernels compare                  three strategies on Fashion-MNIST, in minutes
+  spectral-kernels compare train.steps=200  the same, shorter
+  spectral-kernels train --config fashion_mnist selection.strategy=random
+  spectral-kernels bench                    time the operations (from a source tree)
+
+`spectral-kernels COMMAND --help` says more. The package itself is used from Python:
+import spectral_kernels as sk.
+"""
+CONFIG_HELP = """\
+Configs that come with the package: {names}; or name a YAML file.
+Every setting can be changed by its dotted name (spectral_kernels/training/config.py says what
+they mean):
+  train.steps=500 train.seed=3 optimizer.lr=0.1 data.long_tail=100
+  "compare.strategies=[random, greedy-16]"
+"""
+TRAIN_HELP = """\
+Train SimCLR with one selection strategy. Writes last.ckpt, results.csv and steps.csv; the same
+command goes on where it was stopped.
+
+selection.strategy is one of
+  random               shuffled epochs
+  pool-low, pool-balanced, pool-high, pool-0.25
+                       of selection.draws random batches the one with that effective rank
+  greedy-64            built row by row, each the best of 64 random candidates; any number does
+  greedy-all           the same, among all rows
+  greedy-64+window     as before, but steered into selection.window=[low, high]; pool-… too
+"""
+COMPARE_HELP = """\
+Train SimCLR with several selection strategies and seeds on one budget, and report
+  - final accuracy: linear probe and kNN on frozen features, the untrained encoder's beside;
+  - seconds and steps to the accuracy that random batches reach at a share of the budget;
+  - the effective rank of the batches, and the time that selection costs.
+Evaluation is off the clock. Writes results.csv, steps.csv, summary.json and comparison.png. The
+same command goes on where it was stopped, and prints a finished comparison again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if "overrides" in arguments:  # argparse gives up on those that follow an option
+        arguments.overrides += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        return int(arguments.run(arguments) or 0)
+    except KeyboardInterrupt:
+        print(
+            "spectral-kernels: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:  # `| head`
+        sys.stderr.close()
+        return 1
+    except (ValueError, OSError, ImportError, spectral_kernels.BackendError, Diverged) as error:
+        if arguments.debug:
+            raise
+        print(f"spectral-kernels: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "spectral-kernels", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"spectral_kernels {spectral_kernels.__version__}"
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, description: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=description, formatter_class=raw)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+        return command
+
+    _add_run_arguments(add("train", _train, "train SimCLR with one selection strategy", TRAIN_HELP))
+    _add_run_arguments(add("compare", _compare, "compare selection strategies on one budget", COMPARE_HELP))
+    bench = add(
+        "bench", _bench, "time the operations against references", "Run bench/run.py of the source tree."
+    )
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="handed on to bench/run.py")
+    add(
+        "info",
+        _info,
+        "what is installed, and what each operation would use",
+        "What `python -m spectral_kernels.info` prints.",
+    )
+    return parser
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.epilog = CONFIG_HELP.format(names=", ".join(named_configs()))
+    command.add_argument(
+        "--config", default="demo", metavar="NAME_OR_FILE", help="which settings (default: demo)"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write (default: runs/COMMAND-CONFIG)"
+    )
+    command.add_argument(
+        "--fresh", action="store_true", help="start anew, whatever FOLDER holds of these runs"
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config, out = _open(arguments, "train")
+    if arguments.fresh:
+        (out / "last.ckpt").unlink(missing_ok=True)
+    data = _load(config)
+    print(f"Training on {data.name} with {config.selection.strategy} batches, writing to {out}", flush=True)
+    with Progress(config.train) as progress, _hint(out):
+        run = train(config, data, out, progress)
+    record = run_record(run.config, run.state_dict())
+    files = report.write_runs(out, [record])
+    print(f"\n{report.run_table(record)}\n")
+    print(f"Written: {', '.join(map(str, [run.path, *files]))}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    config, out = _open(arguments, "compare")
+    data = _load(config)
+    comparison = Comparison(config, data, out / "runs")
+    if arguments.fresh:
+        comparison.forget()
+    runs = len(config.compare.strategies) * len(config.compare.seeds)
+    print(
+        f"Comparing {', '.join(config.compare.strategies)} on {data.name}: {runs} runs, writing to {out}",
+        flush=True,
+    )
+    began = time.monotonic()
+    with Progress(config.train, runs) as progress, _hint(out):
+        records = comparison.records(progress)
+    summary = report.summarise(records, config)
+    files = report.write(out, records, summary, config, data.name)
+    print(f"\n{report.table(summary, config, data.name)}\n")
+    picture = out / "comparison.png"
+    try:
+        plots.comparison(picture, records, summary, config, data.name)
+    except ModuleNotFoundError as error:  # the figures are there all the same
+        print(f"No picture: {error}")
+    else:
+        files.append(picture)
+    print(f"Took {time.monotonic() - began:.0f} s. Written: {', '.join(map(str, files))}")
+
+
+def _open(arguments: argparse.Namespace, command: str) -> tuple[Config, Path]:
+    # every run starts with an empty memory bank; the sampler's warning about it is for people who bring
+    # their own
+    warnings.filterwarnings("ignore", message="the memory bank is cold")
+    out = arguments.out or Path("runs") / f"{command}-{Path(arguments.config).stem}"
+    return read_config(arguments.config, arguments.overrides), out
+
+
+def _load(config: Config) -> ImageData:
+    data = config.data
+    return load(data.name, data.root, download=data.download, fallback=data.fallback)
+
+
+@contextmanager
+def _hint(out: Path) -> Iterator[None]:
+    """Say what to do about a folder that holds other runs."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Start anew with --fresh, or write elsewhere than {out} with --out"
+        ) from error
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    script = Path(spectral_kernels.__file__).parent.parent / "bench" / "run.py"
+    if not script.is_file():
+        raise FileNotFoundError(
+            "bench needs the source tree (bench/run.py is not part of the installed package)"
+        )
+    return subprocess.run([sys.executable, str(script), *arguments.arguments], check=False).returncode
+
+
+def _info(arguments: argparse.Namespace) -> int | None:
+    from spectral_kernels import info
+
+    return info.main([])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""What is installed, what was built against what, and which backend each op would use.
+
+`python -m spectral_kernels.info` reports what it finds and never raises; `collect` returns it as plain types.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import spectral_kernels
+from spectral_kernels import backends
+
+_BUILD_INFO = Path(__file__).with_name("_build_info.json")
+_TRAINING_MODULES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm", "yaml": "PyYAML"}
+_VARIABLES = (
+    "SPECTRAL_KERNELS_BACKEND",
+    "SPECTRAL_KERNELS_CPU_PATH",
+    "SPECTRAL_KERNELS_DATA",
+    "TRITON_INTERPRET",
+    "OMP_NUM_THREADS",
+)
+
+
+def _attempt(function: Callable[[], Any]) -> Any:
+    """What a function returns, or its error as text: a report on a broken set-up must come through."""
+    try:
+        return function()
+    except Exception as error:  # whatever is broken here is what the report is for
+        return f"cannot be told ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _found(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "spectral_kernels": spectral_kernels.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "numpy": _version("numpy"),
+    }
+
+
+def _library() -> dict[str, Any]:
+    """How _C.so was built, or why there is none, and whether it is loaded."""
+    try:
+        build = json.loads(_BUILD_INFO.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        build = {"built": False, "reason": "the package runs from its source folder and was never built"}
+    return {**build, "loaded": backends.CPP_ERROR is None, "error": backends.CPP_ERROR}
+
+
+def _cpu() -> dict[str, Any]:
+    cpu: dict[str, Any] = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    if backends.CPP_ERROR is None:
+        operators = torch.ops.spectral_kernels_cpp
+        cpu["path"] = _attempt(lambda: operators.cpu_path())
+        # more slices than threads, so that a library without OpenMP is seen
+        cpu["threads_used"] = _attempt(lambda: operators.parallel_threads(4 * torch.get_num_threads()))
+    return cpu
+
+
+def _cuda() -> dict[str, Any]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = []
+    for index in range(count):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(f"{properties.name}, sm_{properties.major}{properties.minor}")
+    return {"torch_built_for": torch.version.cuda, "devices": devices}
+
+
+def _op(name: str, device_type: str) -> dict[str, Any]:
+    """Backends of an op on a device type, and the one it would use now."""
+    reasons = {backend: backends.why_unavailable(backend, name, device_type) for backend in backends.BACKENDS}
+    try:
+        used: str | None = backends.choose(name, torch.device(device_type))
+        problem = None
+    except backends.BackendError as error:
+        used, problem = None, str(error)
+    return {
+        "uses": used,
+        "problem": problem,
+        "available": [backend for backend, reason in reasons.items() if reason is None],
+        "unavailable": {backend: reason for backend, reason in reasons.items() if reason is not None},
+    }
+
+
+def _ops() -> dict[str, Any]:
+    """By op, then device type; a backward runs on the backend of its forward and is not listed apart."""
+    names = sorted(name for name in backends.OPS if not name.endswith("_backward"))
+    return {name: {device: _op(name, device) for device in ("cpu", "cuda")} for name in names}
+
+
+def _training() -> dict[str, bool]:
+    """Package of the `train` extra -> whether it is installed."""
+    return {package: _found(name) for name, package in _TRAINING_MODULES.items()}
+
+
+def collect() -> dict[str, Any]:
+    """Everything that the report says.
+
+    Returns:
+        Plain types under versions, library, cpu, cuda, environment, ops and training. A section that cannot be
+        told is a text that says why.
+    """
+    sections = {
+        "versions": _versions,
+        "library": _library,
+        "cpu": _cpu,
+        "cuda": _cuda,
+        "environment": lambda: {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "ops": _ops,
+        "training": _training,
+    }
+    return {name: _attempt(section) for name, section in sections.items()}
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def _section_library(library: dict[str, Any]) -> Iterator[str]:
+    if not library["built"]:
+        yield f"  not built: {library['reason']}"
+        return
+    yield f"  built with {library['compiler']}"
+    yield f"  against    torch {library['torch']}; loads under any Python 3 and torch 2.11 or newer"
+    yield f"  flags      {' '.join(library['flags'])}"
+    for isa, flags in library["isa_flags"].items():
+        yield f"  {isa + ' files':<15} {' '.join(flags)}"
+    yield "  loaded" if library["loaded"] else f"  NOT LOADED: {library['error']}"
+
+
+def _section_cpu(cpu: dict[str, Any]) -> Iterator[str]:
+    yield f"  {cpu['machine']}, {cpu['threads']} threads"
+    if "path" in cpu:
+        yield f"  C++ runs its {cpu['path']} kernels, on {cpu['threads_used']} of these threads"
+
+
+def _section_cuda(cuda: dict[str, Any]) -> Iterator[str]:
+    built_for = cuda["torch_built_for"]
+    yield f"  torch is built for CUDA {built_for}" if built_for else "  torch is built for the CPU only"
+    yield from (f"  {index}: {device}" for index, device in enumerate(cuda["devices"]))
+    if built_for and not cuda["devices"]:
+        yield "  no device"
+
+
+def _section_ops(ops: dict[str, Any]) -> Iterator[str]:
+    width = max(map(len, ops), default=0) + 2
+    yield f"  {'':<{width}}{'on the CPU':<28}on a CUDA device"
+    for name, devices in ops.items():
+        cells = []
+        for device in devices.values():
+            others = [backend for backend in device["available"] if backend != device["uses"]]
+            cells.append((device["uses"] or "refused") + (f" ({', '.join(others)})" if others else ""))
+        yield f"  {name:<{width}}{cells[0]:<28}{cells[1]}"
+    for devices in ops.values():
+        yield from (f"  refused: {device['problem']}" for device in devices.values() if device["problem"])
+
+
+def _advice(info: dict[str, Any]) -> Iterator[str]:
+    """What to do to get the backends that are missing."""
+    library, cuda, training = info["library"], info["cuda"], info["training"]
+    if isinstance(library, dict) and not library["loaded"]:
+        yield "cpp: C++, the fast path on the CPU. With torch 2.11 or newer and a compiler (g++ or clang++) there,"
+        yield "  in the project's folder:"
+        yield "    pip install 'setuptools>=77'"
+        yield "    pip install --no-build-isolation --no-deps --force-reinstall ."
+    if not _found("triton"):
+        yield "triton: the fast path on a CUDA device: pip install triton"
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        yield "triton on the CPU: interpreted, slow, for tests; set TRITON_INTERPRET=1 before Python starts."
+    if isinstance(cuda, dict) and not cuda["devices"]:
+        if cuda["torch_built_for"] is None:
+            yield "CUDA: this torch has no CUDA: install a CUDA build of it (pytorch.org says how)."
+        else:
+            yield "CUDA: torch sees no device: look at the driver (nvidia-smi) and at CUDA_VISIBLE_DEVICES."
+    if isinstance(training, dict) and not all(training.values()):
+        missing = ", ".join(package for package, there in training.items() if not there)
+        yield f"spectral-kernels train and compare need {missing}: pip install 'spectral_kernels[train]'"
+
+
+def report(info: dict[str, Any]) -> Iterator[str]:
+    """The lines of the report on what `collect` returned."""
+
+    def section(title: str, key: str, lines: Callable[[dict[str, Any]], Iterator[str]]) -> Iterator[str]:
+        yield title
+        value = info[key]
+        # a section that could not be told is a text
+        yield from lines(value) if isinstance(value, dict) else (f"  {value}",)
+        yield ""
+
+    def pairs(values: dict[str, Any]) -> Iterator[str]:
+        yield from (f"  {name:<26}{value or 'not installed'}" for name, value in values.items())
+
+    yield from section("Versions", "versions", pairs)
+    yield from section("C++ library (backend cpp)", "library", _section_library)
+    yield from section("CPU", "cpu", _section_cpu)
+    yield from section("CUDA", "cuda", _section_cuda)
+    if info["environment"]:
+        yield from section("Environment", "environment", pairs)
+    yield from section("Backend that each op uses (others that backend= can force)", "ops", _section_ops)
+    advice = list(_advice(info))
+    yield "What is missing, and how to get it" if advice else "Nothing is missing."
+    yield from (f"  {line}" for line in advice)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; `--json` prints what `collect` returns. Returns the exit status, 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m spectral_kernels.info",
+        description="What is installed, what was built against what, and which backend each op would use.",
+    )
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    options = parser.parse_args(arguments)
+    info = collect()
+    print(json.dumps(info, indent=2) if options.json else "\n".join(report(info)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

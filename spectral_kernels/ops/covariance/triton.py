@@ -1,0 +1,625 @@
+"""Second moments and their gradients.
+
+Up to 128 features one program reads whole rows: it normalises them, takes a pivot (the mean of its batch's first rows) away
+so that centring cancels no digits, and adds up xᵀx and the column sums of a chunk of rows. Above, tiles on and below
+the diagonal are added up chunk by chunk, with norms and mean from a pass before. A second kernel adds the chunks in
+a fixed order, in float64, and writes both triangles: results are symmetric to the bit and the same in every run.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._triton import (
+    AotCall,
+    Configuration,
+    Statistics,
+    batch_strides,
+    column_mean,
+    dense_rows,
+    dot_precision,
+    inverse_norm,
+    launch,
+    power_of_two,
+    read_rows_backward,
+    row_pointers,
+    row_statistics,
+    split_rows,
+    tangent,
+    triton_dtype,
+)
+
+# rows that one accumulator adds up: float32 sums over more of them lose digits
+LONGEST_CHUNK = 4096
+
+
+@triton.jit
+def tile_of(tile, side_tiles, CROSS: tl.constexpr):
+    """Row and column of a tile: of all of them (CROSS), or of those on and below the diagonal."""
+    if CROSS:
+        i = (tile // side_tiles).to(tl.int32)
+        j = (tile % side_tiles).to(tl.int32)
+    else:
+        i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+        i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
+        i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
+        j = (tile - i * (i + 1) // 2).to(tl.int32)
+    return i, j
+
+
+@triton.jit
+def store_tile(matrix, batch, value, rows, columns, side, CROSS: tl.constexpr):
+    """Write a tile, and its mirror image unless CROSS."""
+    inside = (rows < side)[:, None] & (columns < side)[None, :]
+    if not CROSS:
+        inside = inside & (rows[:, None] >= columns[None, :])
+    base = matrix + batch * side * side
+    row = rows.to(tl.int64)
+    column = columns.to(tl.int64)
+    tl.store(base + row[:, None] * side + column[None, :], value, mask=inside)
+    if not CROSS:
+        tl.store(base + column[None, :] * side + row[:, None], value, mask=inside)
+
+
+@triton.jit
+def store_sums(stats, at, value, rows, columns, mean_square):
+    """Trace and squared Frobenius norm that a tile of a symmetric matrix adds, and ‖mean‖²; parts (…, 3)."""
+    on = rows[:, None] == columns[None, :]
+    weight = tl.where(on, 1.0, tl.where(rows[:, None] > columns[None, :], 2.0, 0.0))
+    tl.store(stats + 3 * at, tl.sum(tl.sum(tl.where(on, value, 0.0), 1), 0))
+    tl.store(stats + 3 * at + 1, tl.sum(tl.sum(value * value * weight, 1), 0))
+    tl.store(stats + 3 * at + 2, mean_square)
+
+
+@triton.jit
+def row_tiles_kernel(
+    z, index, pivots, column_sums, out, n, d, splits, chunk, z_batch, z_row,
+    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, RANK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """xᵀx of each chunk of whole rows (d <= BLOCK), less the pivot, to `out` (b, splits, BLOCK, BLOCK).
+
+    RANK (one chunk): only trace, Frobenius norm and ‖mean‖² of the centred matrix, to `out` (b, 3).
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    split = pid % splits
+    batch = pid // splits
+    columns = tl.arange(0, BLOCK)
+    begin = (split * chunk).to(tl.int32)
+    end = tl.minimum(begin + chunk, n)
+    pivot = tl.sum(tl.zeros([BLOCK_K, BLOCK], dtype=ACC), 0)
+    if CENTER:
+        rows = tl.arange(0, BLOCK_K)
+        inside = (rows < n)[:, None] & (columns < d)[None, :]
+        pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+        if NORMALIZE:
+            x *= inverse_norm(tl.sum(x * x, 1))[:, None]
+        pivot = tl.sum(x, 0) / tl.minimum(n, BLOCK_K)
+    acc = tl.zeros([BLOCK, BLOCK], dtype=ACC)
+    total = tl.sum(tl.zeros([BLOCK_K, BLOCK], dtype=ACC), 0)
+    for first in range(begin, end, BLOCK_K):
+        rows = first + tl.arange(0, BLOCK_K)
+        inside = (rows < end)[:, None] & (columns < d)[None, :]
+        pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+        if NORMALIZE:
+            x *= inverse_norm(tl.sum(x * x, 1))[:, None]
+        if CENTER:
+            x = tl.where(inside, x - pivot[None, :], 0.0)
+            total += tl.sum(x, 0)
+        acc = tl.dot(tl.trans(x), x, acc, input_precision=PRECISION, out_dtype=ACC)
+    if RANK:
+        shift = total / n
+        if CENTER:
+            # shift·total, through shared memory: a row vector as a column
+            acc -= tl.trans(tl.broadcast_to(shift[None, :], [BLOCK, BLOCK])) * total[None, :]
+        mean = pivot + shift
+        store_sums(out, batch, acc, columns, columns, tl.sum(mean * mean, 0))
+    else:
+        at = out + pid * BLOCK * BLOCK + columns[:, None] * BLOCK + columns[None, :]
+        tl.store(at, acc)
+        if CENTER:
+            tl.store(column_sums + pid * BLOCK + columns, total)
+            if split == 0:
+                tl.store(pivots + batch * BLOCK + columns, pivot)
+
+
+@triton.jit
+def load_part(
+    z, index, scale, batch, rows, columns, limit, n, d, z_batch, z_row, mean,
+    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Normalised, centred rows below `limit`, at some columns; 0 outside."""
+    inside = (rows < limit)[:, None] & (columns < d)[None, :]
+    pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+    x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+    if NORMALIZE:
+        x *= tl.load(scale + batch * n + rows, mask=rows < limit, other=0.0)[:, None]
+    if CENTER:
+        x = tl.where(inside, x - mean[None, :], 0.0)
+    return x
+
+
+@triton.jit
+def tiles_kernel(
+    z, index, scale, sums, left, out, n, d, mean_splits, mean_count, splits, chunk, tiles, side_tiles, count,
+    z_batch, z_row, left_batch, left_row,
+    GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, EPILOGUE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A tile of xᵀx, of xxᵀ (GRAM) or of leftᵀx (CROSS), over a chunk of the other dimension.
+
+    EPILOGUE "partial" writes it to `out` (b, splits, tiles, BLOCK, BLOCK), "matrix" divided by `count` to `out`
+    (b, side, side), and "sums" only what it adds to trace and Frobenius norm, to `out` (b, tiles, 3).
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    split = pid % splits
+    tile = pid // splits % tiles
+    batch = pid // splits // tiles
+    i, j = tile_of(tile, side_tiles, CROSS)
+    a_side = i * BLOCK + tl.arange(0, BLOCK)
+    b_side = j * BLOCK + tl.arange(0, BLOCK)
+    begin = (split * chunk).to(tl.int32)
+    acc = tl.zeros([BLOCK, BLOCK], dtype=ACC)
+    mean_square = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    if GRAM:
+        end = tl.minimum(begin + chunk, d)
+        mean = tl.sum(tl.zeros([16, BLOCK_K], dtype=ACC), 0)
+        for first in range(begin, end, BLOCK_K):
+            columns = first + tl.arange(0, BLOCK_K)
+            if CENTER:
+                mean = column_mean(sums, batch, columns, mean_count, d, mean_splits)
+                mean_square += tl.sum(mean * mean, 0)
+            a = load_part(
+                z, index, scale, batch, a_side, columns, n, n, d, z_batch, z_row, mean, NORMALIZE, CENTER, ACC
+            )
+            b = load_part(
+                z, index, scale, batch, b_side, columns, n, n, d, z_batch, z_row, mean, NORMALIZE, CENTER, ACC
+            )
+            acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION, out_dtype=ACC)
+        mean_square = tl.where(tile == 0, mean_square, 0.0)
+        side = n
+    else:
+        end = tl.minimum(begin + chunk, n)
+        a_mean = tl.sum(tl.zeros([16, BLOCK], dtype=ACC), 0)
+        b_mean = tl.sum(tl.zeros([16, BLOCK], dtype=ACC), 0)
+        if CENTER:
+            a_mean = column_mean(sums, batch, a_side, mean_count, d, mean_splits)
+            b_mean = column_mean(sums, batch, b_side, mean_count, d, mean_splits)
+            mean_square = tl.where(i == j, tl.sum(a_mean * a_mean, 0), 0.0)
+        for first in range(begin, end, BLOCK_K):
+            rows = first + tl.arange(0, BLOCK_K)
+            if CROSS:
+                a = load_part(
+                    left, None, scale, batch, rows, a_side, end, n, d, left_batch, left_row, a_mean, False, False, ACC
+                )
+            else:
+                a = load_part(
+                    z, index, scale, batch, rows, a_side, end, n, d, z_batch, z_row, a_mean, NORMALIZE, CENTER, ACC
+                )
+            b = load_part(
+                z, index, scale, batch, rows, b_side, end, n, d, z_batch, z_row, b_mean, NORMALIZE, CENTER, ACC
+            )
+            acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION, out_dtype=ACC)
+        side = d
+    if EPILOGUE == "sums":
+        store_sums(out, batch * tiles + tile, acc, a_side, b_side, mean_square)
+    elif EPILOGUE == "matrix":
+        store_tile(out, batch, acc / count, a_side, b_side, side, CROSS)
+    else:
+        square = tl.arange(0, BLOCK)
+        at = out + ((batch * splits + split) * tiles + tile) * BLOCK * BLOCK
+        tl.store(at + square[:, None] * BLOCK + square[None, :], acc)
+
+
+@triton.jit
+def finish_tiles_kernel(
+    parts, pivots, column_sums, sums, matrix, mean_out, stats, n, side, mean_splits, mean_count,
+    splits, tiles, side_tiles, count,
+    PIVOT: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add the chunks of a strip of a tile; write the matrix divided by `count`, the mean, and the strip's sums.
+
+    PIVOT: the chunks are about a pivot, and centring is made good here from the column sums.
+    """
+    strips: tl.constexpr = BLOCK // ROWS
+    pid = tl.program_id(0).to(tl.int64)
+    strip = (pid % strips).to(tl.int32)
+    tile = pid // strips % tiles
+    batch = pid // strips // tiles
+    i, j = tile_of(tile, side_tiles, CROSS)
+    rows = strip * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    ACC: tl.constexpr = parts.dtype.element_ty
+    total = tl.zeros([ROWS, BLOCK], dtype=tl.float64)
+    for split in range(0, splits):
+        at = parts + ((batch * splits + split) * tiles + tile) * BLOCK * BLOCK
+        total += tl.load(at + rows[:, None] * BLOCK + columns[None, :]).to(tl.float64)
+    mean_square = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    here = (i == j) & (strip == 0)
+    b_side = j * BLOCK + columns
+    if PIVOT:
+        by_row = tl.zeros([ROWS], dtype=tl.float64)
+        by_column = tl.zeros([BLOCK], dtype=tl.float64)
+        for split in range(0, splits):
+            at = column_sums + (batch * splits + split) * BLOCK
+            by_row += tl.load(at + rows).to(tl.float64)
+            by_column += tl.load(at + columns).to(tl.float64)
+        total -= by_row[:, None] * by_column[None, :] / n
+        mean = (tl.load(pivots + batch * BLOCK + columns).to(tl.float64) + by_column / n).to(ACC)
+        if here:
+            tl.store(mean_out + batch * side + columns, mean, mask=columns < side)
+        mean_square = tl.where(here, tl.sum(mean * mean, 0), 0.0)
+    elif CENTER:
+        mean = column_mean(sums, batch, b_side, mean_count, side, mean_splits)
+        mean_square = tl.where(here, tl.sum(mean * mean, 0), 0.0)
+    value = total.to(ACC)
+    if RANK:
+        store_sums(stats, pid, value, i * BLOCK + rows, b_side, mean_square)
+    if MATRIX:
+        store_tile(matrix, batch, (total / count).to(ACC), i * BLOCK + rows, b_side, side, CROSS)
+
+
+@triton.jit
+def apply_kernel(
+    z, index, scale, sums, matrix, second, second_mean, second_matrix, weights, squares, out,
+    n, d, row_blocks, column_blocks, mean_splits, mean_count, count,
+    z_batch, z_row, second_batch, second_row,
+    GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, TRANSPOSE: tl.constexpr,
+    SYMMETRIZE: tl.constexpr, SECOND: tl.constexpr, RANK: tl.constexpr, QUARTIC: tl.constexpr, TANGENT: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Rows times a matrix: x W / count, a block of rows and columns.
+
+    W is matrix, its transpose, or (SYMMETRIZE) their sum. GRAM: matrix (n, n) times rows. SECOND adds 2 y V / n for a second
+    pair of rows (centred, not normalised) and matrix. RANK makes it the gradient of order-2 rank, with `weights`
+    (b, 4) = its derivatives: 2 w₁ x + 4 w₂ (x W) + 4 w₃ ‖x‖² x. TANGENT (d <= BLOCK_D) goes through the normalisation.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    column_block = (pid % column_blocks).to(tl.int32)
+    row_block = (pid // column_blocks % row_blocks).to(tl.int32)
+    batch = pid // column_blocks // row_blocks
+    rows = row_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = column_block * BLOCK_D + tl.arange(0, BLOCK_D)
+    acc = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
+    mean = tl.sum(tl.zeros([16, BLOCK_K], dtype=ACC), 0)
+    column_center = tl.sum(tl.zeros([16, BLOCK_D], dtype=ACC), 0)
+    if CENTER:
+        column_center = column_mean(sums, batch, columns, mean_count, d, mean_splits)
+    if GRAM:
+        for first in range(0, n, BLOCK_K):
+            inner = first + tl.arange(0, BLOCK_K)
+            at = matrix + (batch * n + rows.to(tl.int64))[:, None] * n + inner[None, :]
+            a = tl.load(at, mask=(rows < n)[:, None] & (inner < n)[None, :], other=0.0)
+            b = load_part(
+                z, index, scale, batch, inner, columns, n, n, d, z_batch, z_row, column_center, NORMALIZE, CENTER, ACC
+            )
+            acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+    else:
+        for first in range(0, d, BLOCK_K):
+            inner = first + tl.arange(0, BLOCK_K)
+            inside = (inner < d)[:, None] & (columns < d)[None, :]
+            base = matrix + batch * d * d
+            row_major = base + inner.to(tl.int64)[:, None] * d + columns[None, :]
+            column_major = base + columns.to(tl.int64)[None, :] * d + inner[:, None]
+            w = tl.load(column_major if TRANSPOSE else row_major, mask=inside, other=0.0)
+            if SYMMETRIZE:
+                w += tl.load(column_major, mask=inside, other=0.0)
+            if CENTER:
+                mean = column_mean(sums, batch, inner, mean_count, d, mean_splits)
+            a = load_part(z, index, scale, batch, rows, inner, n, n, d, z_batch, z_row, mean, NORMALIZE, CENTER, ACC)
+            acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC)
+    acc = acc / count
+    if SECOND:
+        more = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
+        for first in range(0, d, BLOCK_K):
+            inner = first + tl.arange(0, BLOCK_K)
+            inside = (inner < d)[:, None] & (columns < d)[None, :]
+            at = second_matrix + batch * d * d + inner.to(tl.int64)[:, None] * d + columns[None, :]
+            w = tl.load(at, mask=inside, other=0.0)
+            mean = column_mean(second_mean, batch, inner, 1, d, 1)
+            a = load_part(
+                second, None, scale, batch, rows, inner, n, n, d, second_batch, second_row, mean, False, True, ACC
+            )
+            more = tl.dot(a, w, more, input_precision=PRECISION, out_dtype=ACC)
+        acc += 2.0 * more / n
+    if RANK:
+        x = load_part(
+            z, index, scale, batch, rows, columns, n, n, d, z_batch, z_row, column_center, NORMALIZE, CENTER, ACC
+        )
+        acc = 4.0 * tl.load(weights + batch * 4 + 2) * acc + 2.0 * tl.load(weights + batch * 4 + 1) * x
+        if QUARTIC:
+            length = tl.load(squares + batch * n + rows, mask=rows < n, other=0.0)
+            acc += 4.0 * tl.load(weights + batch * 4 + 3) * length[:, None] * x
+    inside = (rows < n)[:, None] & (columns < d)[None, :]
+    if TANGENT:
+        pointers = row_pointers(z, None, batch, rows, n, z_batch, z_row)
+        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+        length = tl.sum(x * x, 1)
+        unit = x * inverse_norm(length)[:, None]
+        acc = tangent(acc, unit, tl.sum(unit * acc, 1), length)
+    at = out + (batch * n + rows.to(tl.int64))[:, None] * d + columns[None, :]
+    tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
+
+
+ROW_TILES = {
+    (torch.float32, 16): Configuration({"BLOCK": 16, "BLOCK_K": 64}, num_warps=4),
+    (torch.float32, 32): Configuration({"BLOCK": 32, "BLOCK_K": 64}, num_warps=4),
+    (torch.float32, 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4),
+    (torch.float32, 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
+    (torch.float64, 16): Configuration({"BLOCK": 16, "BLOCK_K": 32}, num_warps=4),
+    (torch.float64, 32): Configuration({"BLOCK": 32, "BLOCK_K": 32}, num_warps=4),
+    (torch.float64, 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8),
+}
+TILES = {
+    (torch.float32, 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4),
+    (torch.float32, 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
+    (torch.float64, 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8),
+}
+FINISH = {
+    16: Configuration({"BLOCK": 16, "ROWS": 16}, num_warps=1, num_stages=1),
+    32: Configuration({"BLOCK": 32, "ROWS": 16}, num_warps=2, num_stages=1),
+    64: Configuration({"BLOCK": 64, "ROWS": 16}, num_warps=4, num_stages=1),
+    128: Configuration({"BLOCK": 128, "ROWS": 16}, num_warps=4, num_stages=1),
+}
+APPLY = {
+    (torch.float32, 32): Configuration({"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
+    (torch.float32, 128): Configuration({"BLOCK_N": 64, "BLOCK_D": 128, "BLOCK_K": 16}, num_warps=8),
+    (torch.float64, 32): Configuration({"BLOCK_N": 32, "BLOCK_D": 32, "BLOCK_K": 16}, num_warps=4),
+    (torch.float64, 128): Configuration({"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_K": 16}, num_warps=8),
+}
+CONFIGURATIONS = {
+    **{f"row_tiles {key}": use for key, use in ROW_TILES.items()},
+    **{f"tiles {key}": use for key, use in TILES.items()},
+    **{f"finish {key}": use for key, use in FINISH.items()},
+    **{f"apply {key}": use for key, use in APPLY.items()},
+}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What `moments` was asked for: the matrix (b, side, side), the mean (b, d) and parts (b, parts, 3) of
+    trace, squared Frobenius norm and ‖mean‖² of the undivided matrix; and the statistics of the rows, if a pass took them.
+    """
+
+    matrix: Tensor | None
+    mean: Tensor | None
+    parts: Tensor | None
+    statistics: Statistics
+
+
+def moments(
+    z: Tensor, index: Tensor | None, center: bool, normalize: bool, *, acc: torch.dtype, precision: str = "ieee",
+    count: int = 1, gram: bool = False, matrix: bool = True, rank: bool = False, by_rows: bool = True,
+) -> Moments:  # fmt: skip
+    """XᵀX / count, or XXᵀ / count (gram), of normalised, centred rows.
+
+    Args:
+        z: (b, n, d), or a pool (N, d) with index (b, n); last stride 1.
+        matrix, rank: which results are wanted.
+        by_rows: take the one-pass kernel where d allows it; else norms and mean come from a pass before (as the Gram
+            side always needs, and gradients).
+    """
+    b, n = z.shape[:2] if index is None else index.shape
+    d = z.shape[-1]
+    block = power_of_two(d)
+    if by_rows and not gram and (acc, block) in ROW_TILES:
+        return _moments_by_rows(z, index, center, normalize, acc, precision, count, matrix, rank)
+    statistics = row_statistics(z, index, normalize, center, acc)
+    side, length = (n, d) if gram else (d, n)
+    use = TILES[acc, 64 if side <= 64 or acc == torch.float64 else 128]
+    side_tiles = -(-side // use["BLOCK"])
+    tiles = side_tiles * (side_tiles + 1) // 2
+    splits, chunk = split_rows(length, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
+    epilogue = "partial" if splits > 1 or (matrix and rank) else ("matrix" if matrix else "sums")
+    result = z.new_empty(b, side, side, dtype=acc) if matrix else None
+    if epilogue == "partial":
+        out = z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
+    else:
+        out = result if result is not None else z.new_empty(b, tiles, 3, dtype=acc)
+    launch(
+        tiles_kernel,
+        b * tiles * splits,
+        (
+            z, index, statistics.scale, statistics.sums, None, out, n, d, statistics.splits, statistics.count, splits,
+            chunk, tiles, side_tiles, count, *batch_strides(z), 0, 0,
+        ),
+        {
+            "GRAM": gram, "NORMALIZE": normalize, "CENTER": center, "CROSS": False, "EPILOGUE": epilogue,
+            "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+        },
+        use,
+    )  # fmt: skip
+    parts = out if epilogue == "sums" else None
+    if epilogue == "partial":
+        # ‖mean‖² of a Gram matrix is its rows', not its columns'
+        parts = _finish(out, None, statistics, result, None, n, side, count, center and not gram, False, rank)
+        if gram and center and parts is not None:
+            mean = statistics.mean()
+            assert mean is not None
+            parts[:, 0, 2] = mean.square().sum(-1)
+    return Moments(result, None, parts, statistics)
+
+
+def _finish(
+    parts: Tensor, pivots: tuple[Tensor, Tensor] | None, statistics: Statistics, matrix: Tensor | None,
+    mean: Tensor | None, n: int, side: int, count: int, center: bool, cross: bool, rank: bool,
+) -> Tensor | None:  # fmt: skip
+    b, splits, tiles, block, _ = parts.shape
+    use = FINISH[block]
+    strips = block // use["ROWS"]
+    sums = parts.new_empty(b, tiles * strips, 3) if rank else None
+    pivot, column_sums = pivots if pivots is not None else (None, None)
+    launch(
+        finish_tiles_kernel,
+        b * tiles * strips,
+        (
+            parts, pivot, column_sums, statistics.sums if center else None, matrix, mean, sums, n, side,
+            statistics.splits, statistics.count, splits, tiles, -(-side // block), count,
+        ),
+        {"PIVOT": pivots is not None, "CENTER": center, "CROSS": cross, "MATRIX": matrix is not None, "RANK": rank},
+        use,
+    )  # fmt: skip
+    return sums
+
+
+def _moments_by_rows(
+    z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, precision: str, count: int,
+    matrix: bool, rank: bool,
+) -> Moments:  # fmt: skip
+    b, n = z.shape[:2] if index is None else index.shape
+    d = z.shape[-1]
+    use = ROW_TILES[acc, power_of_two(d)]
+    block = use["BLOCK"]
+    splits, chunk = split_rows(n, use["BLOCK_K"], b, LONGEST_CHUNK)
+    none = Statistics()
+    at_once = rank and not matrix and splits == 1
+    out = z.new_empty((b, 1, 3) if at_once else (b, splits, 1, block, block), dtype=acc)
+    pivots = (z.new_empty(b, block, dtype=acc), z.new_empty(b, splits, block, dtype=acc)) if center else None
+    launch(
+        row_tiles_kernel,
+        b * splits,
+        (z, index, *(pivots or (None, None)), out, n, d, splits, chunk, *batch_strides(z)),
+        {
+            "NORMALIZE": normalize, "CENTER": center, "RANK": at_once, "ACC": triton_dtype(acc),
+            "PRECISION": dot_precision(precision, z.dtype, acc),
+        },
+        use,
+    )  # fmt: skip
+    if at_once:
+        return Moments(None, None, out, none)
+    result = z.new_empty(b, d, d, dtype=acc) if matrix else None
+    mean = z.new_empty(b, d, dtype=acc) if center else None
+    parts = _finish(out, pivots, none, result, mean, n, d, count, center, False, rank)
+    return Moments(result, mean, parts, none)
+
+
+def cross_product(left: Tensor, z: Tensor, mean: Tensor, acc: torch.dtype) -> Tensor:
+    """leftᵀ (z − mean): (b, d, d) from two (b, n, d) and mean (b, d)."""
+    b, n, d = z.shape
+    use = TILES[acc, 64 if d <= 64 or acc == torch.float64 else 128]
+    side_tiles = -(-d // use["BLOCK"])
+    tiles = side_tiles * side_tiles
+    splits, chunk = split_rows(n, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
+    result = z.new_empty(b, d, d, dtype=acc)
+    parts = result if splits == 1 else z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
+    launch(
+        tiles_kernel,
+        b * tiles * splits,
+        (
+            z, None, None, mean, left, parts, n, d, 1, 1, splits, chunk, tiles, side_tiles, 1, *batch_strides(z),
+            *batch_strides(left),
+        ),
+        {
+            "GRAM": False, "NORMALIZE": False, "CENTER": True, "CROSS": True,
+            "EPILOGUE": "matrix" if splits == 1 else "partial", "ACC": triton_dtype(acc),
+            "PRECISION": dot_precision("ieee", z.dtype, acc),
+        },
+        use,
+    )  # fmt: skip
+    if splits > 1:
+        _finish(parts, None, Statistics(), result, None, n, d, 1, False, True, False)
+    return result
+
+
+def apply(
+    z: Tensor, matrix: Tensor, statistics: Statistics, *, index: Tensor | None = None, count: int = 1,
+    dtype: torch.dtype | None = None, precision: str = "ieee", transpose: bool = False, symmetrize: bool = False, gram: bool = False,
+    second: tuple[Tensor, Tensor, Tensor] | None = None, weights: Tensor | None = None, squares: Tensor | None = None,
+    tangent: bool = False,
+) -> Tensor:  # fmt: skip
+    """Rows of z (b, n, d), normalised and centred as `statistics` has it, times a matrix: see `apply_kernel`.
+
+    Args:
+        index: (b, n) names rows of a pool z (N, d).
+        dtype: of the result; None is that of the matrix.
+        second: (rows (b, n, d), their mean (b, d), matrix (b, d, d)).
+        weights: (b, 4), makes the result the gradient of order-2 rank; squares (b, n) for its last term.
+        tangent: go through the normalisation; needs `whole_rows(d)`.
+    """
+    b, n = z.shape[:2] if index is None else index.shape
+    d = z.shape[-1]
+    acc = matrix.dtype
+    use = APPLY[acc, 32 if d <= 32 else 128]
+    blocks = (-(-n // use["BLOCK_N"]), -(-d // use["BLOCK_D"]))
+    out = z.new_empty(b, n, d, dtype=dtype or acc)
+    other, other_mean, other_matrix = second if second is not None else (None, None, None)
+    launch(
+        apply_kernel,
+        b * blocks[0] * blocks[1],
+        (
+            z, index, statistics.scale, statistics.sums, matrix, other, other_mean, other_matrix, weights, squares, out,
+            n, d, *blocks, statistics.splits, statistics.count, count, *batch_strides(z),
+            *(batch_strides(other) if other is not None else (0, 0)),
+        ),
+        {
+            "GRAM": gram, "NORMALIZE": statistics.scale is not None, "CENTER": statistics.sums is not None,
+            "TRANSPOSE": transpose, "SYMMETRIZE": symmetrize, "SECOND": second is not None,
+            "RANK": weights is not None, "QUARTIC": squares is not None, "TANGENT": tangent,
+            "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+        },
+        use,
+    )  # fmt: skip
+    return out
+
+
+def whole_rows(d: int) -> bool:
+    """Whether a program of `apply` sees whole rows."""
+    return d <= 128
+
+
+def covariance(z: Tensor, center: bool, normalize: bool, correction: int, precision: str) -> Tensor:
+    z = dense_rows(z)
+    count = z.shape[1] - correction
+    acc = accumulation_dtype(z.dtype)
+    matrix = moments(z, None, center, normalize, acc=acc, precision=precision, count=count).matrix
+    assert matrix is not None
+    return matrix
+
+
+def covariance_backward(
+    grad: Tensor, z: Tensor, center: bool, normalize: bool, correction: int, precision: str
+) -> Tensor:
+    z, grad = dense_rows(z), grad.contiguous()
+    statistics = row_statistics(z, None, normalize, center, grad.dtype)
+    fused = whole_rows(z.shape[-1])
+    dx = apply(
+        z, grad, statistics, count=z.shape[1] - correction, precision=precision, symmetrize=True,
+        dtype=z.dtype if fused or not normalize else None, tangent=fused and normalize,
+    )  # fmt: skip
+    return dx if fused or not normalize else read_rows_backward(dx, z, True, Statistics())
+
+
+def _aot_rows(shape: tuple[int, ...]) -> Iterator[Tensor]:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        yield torch.empty(shape, dtype=dtype, device="meta")
+
+
+def aot_calls() -> list[AotCall]:
+    """Calls whose launches cover this module's kernels and configurations."""
+
+    def call(z: Tensor, normalize: bool, precision: str = "ieee") -> Any:
+        matrix = covariance(z, True, normalize, 0, precision)
+        return covariance_backward(matrix, z, True, normalize, 0, precision)
+
+    calls: list[AotCall] = []
+    for d in (16, 32, 64, 128, 512):
+        for z in _aot_rows((2, 65536, d)):
+            calls.append(lambda z=z: call(z, True))  # type: ignore[misc]
+    for precision in ("tf32", "bf16x3"):
+        for d in (128, 512):
+            z = torch.empty(1, 65536, d, device="meta")
+            calls.append(lambda z=z, precision=precision: call(z, False, precision))  # type: ignore[misc]
+    for z in _aot_rows((1, 65536, 64)):
+        calls.append(lambda z=z: moments(z, None, True, False, acc=torch.float64, by_rows=False))  # type: ignore[misc]
+    small = torch.empty(8, 48, 512, device="meta")
+    calls.append(lambda: moments(small, None, True, True, acc=torch.float32, gram=True, matrix=False, rank=True))
+    return calls

@@ -1,0 +1,242 @@
+"""Order-2 effective rank: the matrix stays in registers, tile by tile; a last kernel turns the sums into ranks.
+
+Batches of a pool are gathered by index as they are read. Gradients add up where a row of the pool occurs in many batches,
+in a fixed order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._triton import (
+    AotCall,
+    Configuration,
+    Statistics,
+    batch_strides,
+    column_mean,
+    dense_rows,
+    launch,
+    read_rows_backward,
+    row_statistics,
+    scatter_rows_backward,
+    triton_dtype,
+)
+from spectral_kernels.ops.covariance.triton import Moments, apply, load_part, moments, whole_rows
+from spectral_kernels.ops.spectrum.triton import gathered_spectrum
+
+
+@triton.jit
+def row_squares_kernel(
+    z, scale, sums, squares, quartics, n, d, row_blocks, mean_splits, mean_count, z_batch, z_row,
+    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """‖x‖² of each normalised, centred row to `squares` (b, n), and Σ‖x‖⁴ of a block of rows to `quartics` (b, blocks)."""
+    pid = tl.program_id(0).to(tl.int64)
+    batch = pid // row_blocks
+    rows = ((pid % row_blocks) * BLOCK_N).to(tl.int32) + tl.arange(0, BLOCK_N)
+    length = tl.zeros([BLOCK_N], dtype=ACC)
+    mean = tl.sum(tl.zeros([16, BLOCK_D], dtype=ACC), 0)
+    for first in range(0, d, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        if CENTER:
+            mean = column_mean(sums, batch, columns, mean_count, d, mean_splits)
+        x = load_part(z, None, scale, batch, rows, columns, n, n, d, z_batch, z_row, mean, NORMALIZE, CENTER, ACC)
+        length += tl.sum(x * x, 1)
+    tl.store(squares + batch * n + rows, length, mask=rows < n)
+    tl.store(quartics + pid, tl.sum(length * length, 0))
+
+
+@triton.jit
+def rank_kernel(
+    parts, quartics, grad, value, weights, n, part_count, quartic_count,
+    CENTER: tl.constexpr, UNBIASED: tl.constexpr, NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """R₂ (b,) and, with grad (b,), the gradient on its sums: `weights` (b, 4) as `rank2_from_sums` in reference.py."""
+    batch = tl.program_id(0).to(tl.int64)
+    t = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    f = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    q = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    mean_square = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    for first in range(0, part_count, BLOCK):
+        part = first + tl.arange(0, BLOCK)
+        at = parts + 3 * (batch * part_count + part)
+        t += tl.sum(tl.load(at, mask=part < part_count, other=0.0), 0)
+        f += tl.sum(tl.load(at + 1, mask=part < part_count, other=0.0), 0)
+        mean_square += tl.sum(tl.load(at + 2, mask=part < part_count, other=0.0), 0)
+    # n as a float of the accumulation dtype: n⁴ passes 2³¹
+    size = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0) + n
+    a = size / size
+    b = size - size
+    c = size - size
+    if UNBIASED:
+        for first in range(0, quartic_count, BLOCK):
+            part = first + tl.arange(0, BLOCK)
+            q += tl.sum(tl.load(quartics + batch * quartic_count + part, mask=part < quartic_count, other=0.0), 0)
+        if CENTER:
+            common = (size - 1) / (size * (size - 2) * (size - 3))
+            a = common * (size - 1) * (size - 2)
+            b = common
+            c = -common * size * (size - 1)
+        else:
+            a = size / (size - 1)
+            c = -a
+    total = t
+    if CENTER:
+        total = t + size * mean_square
+    zero = (t <= NEGLIGIBLE * total) | (total == 0)
+    e = a * f + b * t * t + c * q
+    positive = (e > 0) & (zero == 0)
+    safe = tl.where(positive, e, 1.0)
+    by_e = tl.where(positive, -(t / safe) * (t / safe), 0.0)
+    by_t = tl.where(positive, 2.0 * t / safe, 0.0) + 2.0 * b * t * by_e
+    tl.store(value + batch, tl.where(positive, t * (t / safe), tl.where(zero, 0.0, float("inf"))))
+    if grad is not None:
+        g = tl.load(grad + batch)
+        tl.store(weights + batch * 4 + 0, t)
+        tl.store(weights + batch * 4 + 1, g * by_t)
+        tl.store(weights + batch * 4 + 2, g * a * by_e)
+        tl.store(weights + batch * 4 + 3, g * c * by_e)
+
+
+SQUARES = {
+    torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=4, num_stages=1),
+    torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4, num_stages=1),
+}
+RANK = Configuration({"BLOCK": 128}, num_warps=4, num_stages=1)
+CONFIGURATIONS = {**{f"row_squares {dtype}": use for dtype, use in SQUARES.items()}, "rank": RANK}
+
+
+def _row_squares(z: Tensor, statistics: Statistics, acc: torch.dtype) -> tuple[Tensor, Tensor]:
+    b, n, d = z.shape
+    use = SQUARES[acc]
+    blocks = -(-n // use["BLOCK_N"])
+    squares, quartics = z.new_empty(b, n, dtype=acc), z.new_empty(b, blocks, dtype=acc)
+    launch(
+        row_squares_kernel,
+        b * blocks,
+        (
+            z, statistics.scale, statistics.sums, squares, quartics, n, d, blocks, statistics.splits, statistics.count,
+            *batch_strides(z),
+        ),
+        {
+            "NORMALIZE": statistics.scale is not None, "CENTER": statistics.sums is not None, "ACC": triton_dtype(acc),
+        },
+        use,
+    )  # fmt: skip
+    return squares, quartics
+
+
+def _rank(
+    found: Moments, n: int, center: bool, quartics: Tensor | None, grad: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    parts = found.parts
+    assert parts is not None
+    b = parts.shape[0]
+    value = parts.new_empty(b)
+    weights = parts.new_empty(b, 4) if grad is not None else None
+    launch(
+        rank_kernel,
+        b,
+        (parts, quartics, grad, value, weights, n, parts.shape[1], 1 if quartics is None else quartics.shape[1]),
+        {
+            "CENTER": center, "UNBIASED": quartics is not None, "ACC": triton_dtype(parts.dtype),
+            "NEGLIGIBLE": (32 * torch.finfo(parts.dtype).eps) ** 2,
+        },
+        RANK,
+    )  # fmt: skip
+    return value, weights
+
+
+def _gram_side(n: int, d: int) -> bool:
+    # whole rows fit one tile up to 128 features: the d x d side then needs one pass and no norms before it
+    return n < d and not whole_rows(d)
+
+
+def _forward(z: Tensor, index: Tensor | None, center: bool, normalize: bool, unbiased: bool) -> Tensor:
+    acc = accumulation_dtype(z.dtype)
+    n, d = z.shape[-2] if index is None else index.shape[1], z.shape[-1]
+    found = moments(
+        z, index, center, normalize, acc=acc, gram=_gram_side(n, d), matrix=False, rank=True, by_rows=not unbiased
+    )
+    quartics = _row_squares(z, found.statistics, acc)[1] if unbiased else None
+    return _rank(found, n, center, quartics, None)[0]
+
+
+def _row_gradient(
+    grad: Tensor, z: Tensor, index: Tensor | None, center: bool, normalize: bool, unbiased: bool, tangent: bool
+) -> tuple[Tensor, Statistics]:
+    """Gradient on the normalised rows, in z's dtype and through the normalisation if `tangent`; and their statistics."""
+    acc = accumulation_dtype(z.dtype)
+    n, d = z.shape[-2] if index is None else index.shape[1], z.shape[-1]
+    gram = _gram_side(n, d)
+    found = moments(z, index, center, normalize, acc=acc, gram=gram, matrix=True, rank=True, by_rows=False)
+    squares, quartics = _row_squares(z, found.statistics, acc) if unbiased else (None, None)
+    weights = _rank(found, n, center, quartics, grad.contiguous())[1]
+    assert found.matrix is not None
+    dx = apply(
+        z, found.matrix, found.statistics, index=index, gram=gram, weights=weights, squares=squares, tangent=tangent,
+        dtype=z.dtype if tangent else None,
+    )  # fmt: skip
+    return dx, found.statistics
+
+
+def effective_rank2(z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
+    return _forward(dense_rows(z), None, center, normalize, unbiased)
+
+
+def effective_rank2_backward(grad: Tensor, z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
+    z = dense_rows(z)
+    # ‖x‖² x has a mean: only then does centring take something out
+    centered = center and unbiased
+    tangent = normalize and whole_rows(z.shape[-1]) and not centered
+    dx, _ = _row_gradient(grad, z, None, center, normalize, unbiased, tangent)
+    if tangent:
+        return dx
+    statistics = row_statistics(dx, None, False, centered, dx.dtype)
+    return read_rows_backward(dx, z, normalize, statistics)
+
+
+def batch_effective_rank2(pool: Tensor, indices: Tensor, center: bool, normalize: bool) -> Tensor:
+    return _forward(dense_rows(pool), indices.contiguous(), center, normalize, False)
+
+
+def batch_effective_rank2_backward(
+    grad: Tensor, pool: Tensor, indices: Tensor, center: bool, normalize: bool
+) -> Tensor:
+    pool, indices = dense_rows(pool), indices.contiguous()
+    dx, _ = _row_gradient(grad, pool, indices, center, normalize, False, False)
+    return scatter_rows_backward(dx, pool, indices, normalize)
+
+
+def batch_spectrum(pool: Tensor, indices: Tensor, center: bool, normalize: bool) -> Tensor:
+    return gathered_spectrum(dense_rows(pool), indices.contiguous(), center, normalize)
+
+
+def aot_calls() -> list[AotCall]:
+    """Calls whose launches cover this module's kernels and configurations."""
+
+    def call(n: int, d: int, dtype: torch.dtype, unbiased: bool) -> None:
+        z = torch.empty(1, n, d, dtype=dtype, device="meta")
+        grad = torch.empty(1, dtype=accumulation_dtype(dtype), device="meta")
+        effective_rank2(z, True, True, unbiased)
+        effective_rank2_backward(grad, z, True, True, unbiased)
+
+    def batch(b: int, d: int, dtype: torch.dtype) -> None:
+        pool = torch.empty(4096, d, dtype=dtype, device="meta")
+        indices = torch.empty(64, b, dtype=torch.int64, device="meta")
+        grad = torch.empty(64, dtype=accumulation_dtype(dtype), device="meta")
+        batch_effective_rank2(pool, indices, False, True)
+        batch_effective_rank2_backward(grad, pool, indices, False, True)
+
+    return [
+        lambda: call(65536, 128, torch.float32, False),
+        lambda: call(4096, 512, torch.float32, True),
+        lambda: call(4096, 512, torch.float64, True),
+        lambda: call(256, 512, torch.bfloat16, False),
+        lambda: batch(256, 128, torch.float32),
+        lambda: batch(256, 128, torch.bfloat16),
+        lambda: batch(256, 1024, torch.float32),
+        lambda: batch(256, 1024, torch.float64),
+    ]

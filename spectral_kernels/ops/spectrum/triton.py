@@ -1,0 +1,47 @@
+"""Spectra: the second moment (or the smaller Gram matrix) in float64 by Triton, its eigenvalues by torch."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from spectral_kernels.ops._rows import accumulation_dtype, is_negligible
+from spectral_kernels.ops._triton import AotCall, Configuration, dense_rows
+from spectral_kernels.ops.covariance.triton import moments
+from spectral_kernels.ops.spectrum.reference import eigenvalues
+
+# the kernels and their configurations are covariance's
+CONFIGURATIONS: dict[str, Configuration] = {}
+
+
+def gathered_spectrum(z: Tensor, index: Tensor | None, center: bool, normalize: bool) -> Tensor:
+    """Spectrum (b, d) of z (b, n, d), or of the rows of z (N, d) that index (b, n) names; last stride 1."""
+    n, d = z.shape[-2] if index is None else index.shape[1], z.shape[-1]
+    found = moments(z, index, center, normalize, acc=torch.float64, count=n, gram=n < d)
+    matrix, mean = found.matrix, found.mean if found.mean is not None else found.statistics.mean()
+    assert matrix is not None
+    if center:
+        assert mean is not None
+        spread = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+        noise = is_negligible(spread, spread + mean.square().sum(-1))
+        matrix = torch.where(noise[..., None, None], 0.0, matrix)
+    values = eigenvalues(matrix, accumulation_dtype(z.dtype))
+    return pad(values, (0, d - values.shape[-1]))
+
+
+def spectrum(z: Tensor, center: bool, normalize: bool) -> Tensor:
+    return gathered_spectrum(dense_rows(z), None, center, normalize)
+
+
+def aot_calls() -> list[AotCall]:
+    """The float64 second moments of either side; eigenvalues are torch's."""
+
+    def call(shape: tuple[int, ...], gram: bool, dtype: torch.dtype) -> object:
+        z = torch.empty(shape, dtype=dtype, device="meta")
+        return moments(z, None, False, True, acc=torch.float64, gram=gram)
+
+    return [
+        lambda: call((1, 4096, 512), False, torch.float32),
+        lambda: call((1, 4096, 512), False, torch.bfloat16),
+        lambda: call((1, 4096, 64), False, torch.float32),
+        lambda: call((64, 64, 512), True, torch.float32),
+    ]
