@@ -2,10 +2,10 @@
 //
 // Scores are sums over the picks of (x_j . w_i)^2 with w_i = x_i (effective rank), or w_i = A x_i / sqrt(1 + q_i)
 // (log-determinant, which maximises q_j = |x_j|^2 / ridge - score). They only grow. So with all rows as candidates the
-// scores are brought up to date once per kGreedyBlock picks, and in between only the rows whose stale score is below the
-// best are: the picks are those of the plain method, most of the products run as one matrix product. Dot products are
-// taken in the pool's accumulation type; where two scores are closer than its rounding they are redone in float64, so
-// that every backend picks the same rows.
+// scores are brought up to date once per kGreedyBlock picks, and in between only the rows whose stale score is below
+// the best are: the picks are those of the plain method, most of the products run as one matrix product. Dot products
+// are taken in the pool's accumulation type; where two scores are closer than its rounding they are redone in float64,
+// so that every backend picks the same rows.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -107,7 +107,7 @@ struct Rows {
   // Returns false when the row holds NaN or Inf.
   bool read(const Source& source, int64_t from, int64_t to, bool normalize) {
     const double norm2 = greedy_kernels<T>().pack(source.row(from), source.type, d, normalize,
-                                                   normalize && source.type != RowType::kDouble, values.get() + to * d);
+                                                  normalize && source.type != RowType::kDouble, values.get() + to * d);
     seen[to] = norm2 > 0;
     squares[to] = normalize ? static_cast<double>(seen[to]) : norm2;
     return std::isfinite(norm2);
@@ -120,15 +120,20 @@ struct Picked {
   const Options& options;
   int64_t d, steps = 0;
   double trace = 0, frobenius = 0, gain = 0;
-  std::vector<T> rows;           // (k, d) picks
+  std::vector<T> rows;        // (k, d) picks
   std::vector<T> directions;  // (k, d) w of the log-determinant
-  std::vector<T> columns;        // (d, kGreedyBlock) the w of the block that is being filled
+  std::vector<T> columns;     // (d, kGreedyBlock) the w of the block that is being filled
   std::vector<double> ranks, objectives;
   int64_t* indices;
 
   Picked(const Options& options_, int64_t d_, int64_t* indices_)
-      : options(options_), d(d_), rows(options_.k * d_), columns(d_ * kGreedyBlock), ranks(options_.k),
-        objectives(options_.k), indices(indices_) {
+      : options(options_),
+        d(d_),
+        rows(options_.k * d_),
+        columns(d_ * kGreedyBlock),
+        ranks(options_.k),
+        objectives(options_.k),
+        indices(indices_) {
     if (options.logdet) directions.resize(options.k * d);
   }
 
@@ -234,8 +239,14 @@ class Builder {
  public:
   Builder(const Source& source, const Options& options, const int64_t* start, int64_t starts, const int64_t* draws,
           int64_t m, int64_t* indices)
-      : source_(source), options_(options), start_(start), starts_(starts), draws_(draws), m_(m),
-        picked_(options, source.d, indices), preference_(picked_),
+      : source_(source),
+        options_(options),
+        start_(start),
+        starts_(starts),
+        draws_(draws),
+        m_(m),
+        picked_(options, source.d, indices),
+        preference_(picked_),
         lazy_(options.all_rows && !options.window && (options.normalize || options.logdet)),
         team_(2 * options.k + 2) {}
 
@@ -320,7 +331,8 @@ class Builder {
 
   std::pair<int64_t, int64_t>& find(int64_t row) {
     const int64_t mask = static_cast<int64_t>(table_.size()) - 1;
-    int64_t at = source_.n <= mask ? row : static_cast<int64_t>(static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u >> shift_);
+    int64_t at =
+        source_.n <= mask ? row : static_cast<int64_t>(static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u >> shift_);
     while (table_[at].first >= 0 && table_[at].first != row) at = (at + 1) & mask;
     return table_[at];
   }

@@ -1,0 +1,113 @@
+// Covariance and second moment, with normalisation and centring fused, and their gradient.
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "apply.h"
+#include "scatter.h"
+
+namespace spectral_kernels {
+namespace {
+
+/// Writes rows [begin, end) of the upper triangle and their mirror image.
+template <class T>
+void write_covariance(const Moments& moments, int64_t stride, int64_t n, int64_t d, int64_t correction, int64_t begin,
+                      int64_t end, T* out) {
+  const double scale = 1 / static_cast<double>(n - correction), share = 1 / static_cast<double>(n);
+  // in tiles, so that the mirror image is written along whole cache lines too
+  constexpr int64_t tile = 16;
+  for (int64_t j0 = begin; j0 < d; j0 += tile) {
+    const int64_t j1 = std::min(j0 + tile, d);
+    for (int64_t i = begin; i < std::min(end, j1); ++i) {
+      const double column = moments.columns == nullptr ? 0 : moments.columns[i] * share;
+      for (int64_t j = std::max(j0, i); j < j1; ++j) {
+        double value = moments.upper[i * stride + j];
+        if (moments.columns != nullptr) value -= column * moments.columns[j];
+        if (i == j && value < 0) value = 0;
+        out[i * d + j] = static_cast<T>(value * scale);
+      }
+    }
+    for (int64_t j = j0; j < j1; ++j) {
+      for (int64_t i = begin; i < std::min(end, j); ++i) out[j * d + i] = out[i * d + j];
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> covariance_mean(const Tensor& rows, bool center, bool normalize, int64_t correction) {
+  const Tensor z = dense_rows(rows);
+  const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
+  const Tensor out = make_tensor({b, d, d}, accumulation_type(z)), mean = make_tensor({b, d}, accumulation_type(z));
+  in_accumulation_type(z, [&](auto zero) {
+    using T = decltype(zero);
+    ScatterAll<T> scatter(z, center, normalize, "z");
+    scatter.run([&](int64_t batch, const Moments& moments, const T* shift, int64_t begin, int64_t end) {
+      write_covariance(moments, scatter.stride(), n, d, correction, begin, end, data_of<T>(out) + batch * d * d);
+      for (int64_t j = begin; j < end; ++j) {
+        data_of<T>(mean)[batch * d + j] =
+            shift == nullptr ? T(0)
+                             : static_cast<T>(static_cast<double>(shift[j]) + moments.columns[j] / static_cast<double>(n));
+      }
+    });
+  });
+  return {out, mean};
+}
+
+Tensor covariance(const Tensor& z, bool center, bool normalize, int64_t correction, const std::string& precision) {
+  return std::get<0>(covariance_mean(z, center, normalize, correction));
+}
+
+Tensor covariance_backward(const Tensor& grad_, const Tensor& rows, bool center, bool normalize, int64_t correction,
+                           const std::string& precision) {
+  const Tensor z = dense_rows(rows), grad = torch::stable::contiguous(grad_);
+  const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
+  const Tensor out = make_tensor({b, n, d}, z.scalar_type());
+  in_accumulation_type(z, [&](auto zero) {
+    using T = decltype(zero);
+    Buffer<T> right(d * padded_width<T>(d));
+    for (int64_t batch = 0; batch < b; ++batch) {
+      const RowView view = rows_of(z, normalize, batch);
+      const T* const g = data_of<T>(grad) + batch * d * d;
+      const T scale = T(1) / static_cast<T>(n - correction);
+      to_panels<T>(d, d, right.data(), [&](int64_t i, int64_t j) { return (g[i * d + j] + g[j * d + i]) * scale; });
+      Apply<T> apply{{{view, nullptr, right.data()}}};
+      if (!center) {
+        apply.all(n, sink_of(out, batch));
+        continue;
+      }
+      const Shift<T> shift(exact_mean<T>(view, n));
+      std::vector<double> left(static_cast<size_t>(d));
+      add_product(shift.rest, right.data(), left.data());
+      const Buffer<T> offset = padded_copy<T>(left);
+      apply.terms[0].shift = shift.shift.data();
+      apply.offset = offset.data();
+      apply.all(n, sink_of(out, batch));
+    }
+  });
+  return out;
+}
+
+Tensor column_mean(const Tensor& rows, bool normalize) {
+  const Tensor z = dense_rows(rows);
+  const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
+  const Tensor out = make_tensor({b, d}, accumulation_type(z));
+  in_accumulation_type(z, [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t batch = 0; batch < b; ++batch) {
+      const std::vector<double> mean = exact_mean<T>(rows_of(z, normalize, batch), n);
+      for (int64_t j = 0; j < d; ++j) data_of<T>(out)[batch * d + j] = static_cast<T>(mean[static_cast<size_t>(j)]);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace spectral_kernels
+
+STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cpp, CPU, m) {
+  m.impl("covariance", TORCH_BOX(&spectral_kernels::covariance));
+  m.impl("covariance_backward", TORCH_BOX(&spectral_kernels::covariance_backward));
+  m.impl("covariance_mean", TORCH_BOX(&spectral_kernels::covariance_mean));
+  m.impl("column_mean", TORCH_BOX(&spectral_kernels::column_mean));
+}

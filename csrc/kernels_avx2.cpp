@@ -1,0 +1,2 @@
+#define SPECTRAL_KERNELS_ISA avx2
+#include "kernels.inc"

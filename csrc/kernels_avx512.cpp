@@ -1,0 +1,2 @@
+#define SPECTRAL_KERNELS_ISA avx512
+#include "kernels.inc"

@@ -1,0 +1,2 @@
+#define SPECTRAL_KERNELS_ISA baseline
+#include "kernels.inc"
