@@ -85,7 +85,16 @@ def jobs() -> Iterator[Job]:
     def check_candidates() -> None:
         # with the same draws: the public function makes its own
         chosen = torch.ops.spectral_kernels.greedy_select(
-            pool[None], torch.zeros(1, 1, dtype=torch.int64), draws[None], None, K, False, "effective_rank", None, True, "cpp"
+            pool[None],
+            torch.zeros(1, 1, dtype=torch.int64),
+            draws[None],
+            None,
+            K,
+            False,
+            "effective_rank",
+            None,
+            True,
+            "cpp",
         )
         same = (chosen[0][0] == candidate_loop(pool, draws)).sum()
         assert same == K, f"{int(same)} of {K} picks agree with the torch loop's"

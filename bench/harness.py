@@ -74,12 +74,16 @@ def report(rows: Sequence[Row], failures: Sequence[str], output: Path | None) ->
     for row in rows:
         if row.job != job:
             job = row.job
-            print(f"\n{job}   (check passed)\n{'':{width}}  {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}   ours is faster by")
+            print(
+                f"\n{job}   (check passed)\n{'':{width}}  {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}   ours is faster by"
+            )
         bar = "" if row.bar is None else f"   asked for: {row.bar:g}x {'met' if row.ratio >= row.bar else 'NOT MET'}"
         print(f"{row.contender:{width}}  {row.p20:9.3f} {row.p50:9.3f} {row.p80:9.3f}   {row.ratio:6.2f}x{bar}")
     for failure in failures:
         print(f"\nCHECK FAILED, not timed: {failure}", file=sys.stderr)
-    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores; medians of one run")
+    print(
+        f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores; medians of one run"
+    )
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("w", newline="") as file:

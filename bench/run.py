@@ -1,7 +1,7 @@
 """Benchmarks of the ops on the CPU: `python bench/run.py [greedy] [ops] [--repeats 25] [--output FILE.csv]`.
 
-Every job checks its result before it is timed; contenders take turns in one process; figures are medians, and ratios are
-what to quote.
+Every job checks its result before it is timed; contenders take turns in one process; figures are medians, and ratios
+are what to quote.
 """
 
 import argparse

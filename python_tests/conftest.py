@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, settings
 from spectral_kernels import backends
 
 _slow_examples = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True, suppress_health_check=_slow_examples)
-settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=_slow_examples)
+settings.register_profile(
+    "quick", max_examples=60, deadline=None, derandomize=True, suppress_health_check=_slow_examples
+)
+settings.register_profile("long", max_examples=1000, deadline=None, suppress_health_check=_slow_examples)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

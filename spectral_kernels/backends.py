@@ -1,7 +1,7 @@
 """Which implementation of an op runs: choosing one, forcing one, and saying why one cannot run.
 
-Every op is registered once (`library.py`) and carries the backend's name as its last argument. `choose` finds that name:
-a forced backend that cannot run raises `BackendError`; nothing falls back silently.
+Every op is registered once (`library.py`) and carries the backend's name as its last argument. `choose` finds that
+name: a forced backend that cannot run raises `BackendError`; nothing falls back silently.
 """
 
 import importlib.util
@@ -65,7 +65,8 @@ class use_backend:
     """Force a backend inside a `with` block, in this thread only.
 
     Args:
-        backend: `"reference"`, `"cpp"`, `"triton"` or `"cuda"`; None lifts an outer `use_backend` or environment variable.
+        backend: `"reference"`, `"cpp"`, `"triton"` or `"cuda"`; None lifts an outer `use_backend` or environment
+            variable.
 
     Raises:
         ValueError: unknown name. An op that the backend cannot run raises `BackendError` when it is called.

@@ -70,7 +70,7 @@ def integer(value: int, name: str, low: int, high: int | None = None) -> int:
     if value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {span}, got {value}")
-    return int(value) if isinstance(value, int) else value  # type: ignore[return-value]
+    return value
 
 
 def positive(value: float, name: str) -> float:

@@ -1,8 +1,8 @@
 """Registers an op once: schema, fake implementation, backends, autograd.
 
-An op `name` of a room `ops/<room>/` is implemented by functions of that very name: `reference.py`, `triton.py`, and either
-`torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the parts, `cpp.py`. All take the schema's arguments
-without the last one, `backend`, which says which of them runs.
+An op `name` of a room `ops/<room>/` is implemented by functions of that very name: `reference.py`, `triton.py`, and
+either `torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the parts, `cpp.py`. All take the schema's
+arguments without the last one, `backend`, which says which of them runs.
 """
 
 import importlib

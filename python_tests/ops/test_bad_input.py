@@ -28,7 +28,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "spectrum": (lambda: sk.effective_rank(Z, spectrum="kernel"), "spectrum must be one of .*'kernel'"),
     "unbiased order": (lambda: sk.effective_rank(Z, unbiased=True), "unbiased needs order=2"),
     "unbiased rows": (lambda: sk.effective_rank(Z[:1], order=2, unbiased=True), "unbiased needs at least 2 rows"),
-    "indices range": (lambda: sk.batch_effective_rank(Z, torch.tensor([[0, 6]])), r"indices must lie in \[0, 6\), got 6"),
+    "indices range": (
+        lambda: sk.batch_effective_rank(Z, torch.tensor([[0, 6]])),
+        r"indices must lie in \[0, 6\), got 6",
+    ),
     "indices negative": (lambda: sk.batch_effective_rank(Z, torch.tensor([[-1, 2]])), "got -1"),
     "indices dtype": (lambda: sk.batch_effective_rank(Z, torch.ones(1, 2)), "indices must be an int64 tensor"),
     "indices shape": (lambda: sk.batch_effective_rank(Z, torch.tensor([0, 1])), "indices must be .* 2 dimensions"),

@@ -116,7 +116,9 @@ def test_collapsed_batch_keeps_its_accuracy() -> None:
     z = torch.randn(512, 20) @ torch.randn(20, 256)
     exact = sk.effective_rank(z.double(), spectrum="singular", backend="reference")
     for backend in ("reference", "cpp"):
-        assert sk.effective_rank(z, spectrum="singular", backend=backend).item() == pytest.approx(exact.item(), rel=1e-4)
+        assert sk.effective_rank(z, spectrum="singular", backend=backend).item() == pytest.approx(
+            exact.item(), rel=1e-4
+        )
     nearly = torch.randn(1, 128) + 1e-7 * torch.randn(256, 128)
     for backend in ("reference", "cpp", "triton"):
         assert sk.effective_rank(nearly, backend=backend).item() == pytest.approx(1.0, abs=1e-3)

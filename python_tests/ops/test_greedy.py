@@ -62,6 +62,7 @@ def test_logdet_by_brute_force(backend: str) -> None:
 @pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
 def test_greedy_is_near_the_best_subset(objective: str) -> None:
     pool = torch.randn(11, 4)
+
     def value(rows: torch.Tensor) -> float:
         return logdet(rows) if objective == "logdet" else float(sk.effective_rank(rows, order=2))
 
@@ -71,8 +72,17 @@ def test_greedy_is_near_the_best_subset(objective: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ("cpp", "triton"))
-@pytest.mark.parametrize("options", ({}, {"candidates": None}, {"candidates": 5, "window": (4.0, 6.0)},
-                                     {"candidates": None, "window": (4.0, 6.0)}, {"normalize": False}), ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    (
+        {},
+        {"candidates": None},
+        {"candidates": 5, "window": (4.0, 6.0)},
+        {"candidates": None, "window": (4.0, 6.0)},
+        {"normalize": False},
+    ),
+    ids=str,
+)
 def test_same_seed_same_indices_on_every_backend(backend: str, options: dict) -> None:  # type: ignore[type-arg]
     for seed in range(3):
         pool = torch.randn(90, 16, generator=generator(seed)) * torch.arange(1, 17) ** -0.5

@@ -81,7 +81,7 @@ def test_whitened_covariance(backend: str, method: str, z: torch.Tensor, center:
     assert y.isfinite().all()
     c = sk.covariance(y, center=center, backend="reference")
     eigenvalues = torch.linalg.eigvalsh(c)
-    assert -1e-8 <= float(eigenvalues.min()) and float(eigenvalues.max()) <= 1 / (1 - shrinkage) + 1e-6
+    assert float(eigenvalues.min()) >= -1e-8 and float(eigenvalues.max()) <= 1 / (1 - shrinkage) + 1e-6
     raw = sk.covariance(z, center=center, backend="reference")
     spread = torch.linalg.eigvalsh(raw)
     if center and float(spread.sum()) < 1e-28 * float(z.square().sum(-1).mean()):
@@ -94,7 +94,9 @@ def test_whitened_covariance(backend: str, method: str, z: torch.Tensor, center:
 def test_greedy(z: torch.Tensor, seed: int, candidates: int | None, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(z)))
     picks = [
-        sk.greedy_select(z.to(dtype), k, candidates=candidates, generator=torch.Generator().manual_seed(seed), backend=b)
+        sk.greedy_select(
+            z.to(dtype), k, candidates=candidates, generator=torch.Generator().manual_seed(seed), backend=b
+        )
         for dtype in (torch.float64, torch.float32)
         for b in BACKENDS
     ]

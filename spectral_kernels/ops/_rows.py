@@ -40,5 +40,5 @@ def center_rows(x: Tensor, center: bool) -> Tensor:
 
 
 def is_negligible(spread: Tensor, total: Tensor) -> Tensor:
-    """Whether tr C (`spread`) is rounding noise of tr M (`total`): identical rows have no covariance, not a random one."""
+    """Whether tr C (`spread`) is rounding noise of tr M (`total`), as it is for identical rows."""
     return spread <= (32 * torch.finfo(spread.dtype).eps) ** 2 * total

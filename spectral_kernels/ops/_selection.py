@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class Selection:
     """Rows chosen from a pool.
@@ -70,7 +69,9 @@ def draw_rows(pool: Tensor, valid: Tensor | None, shape: tuple[int, ...], genera
     return torch.searchsorted(ranks, wanted, right=True).reshape(b, *shape)
 
 
-def sample_without_replacement(n: int, draws: int, size: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+def sample_without_replacement(
+    n: int, draws: int, size: int, generator: torch.Generator | None, like: Tensor
+) -> Tensor:
     """(draws, size) rows of [0, n), distinct within each draw; draws share permutations, so they overlap little."""
     device = like.device if generator is None else generator.device
     per_permutation = n // size
@@ -79,5 +80,3 @@ def sample_without_replacement(n: int, draws: int, size: int, generator: torch.G
         for _ in range(-(-draws // per_permutation))
     ]
     return torch.cat(rows)[:draws].to(like.device)
-
-

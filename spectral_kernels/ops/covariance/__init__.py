@@ -47,7 +47,8 @@ def covariance(
 ) -> Tensor:
     """Covariance of the rows of each batch, or their second moment.
 
-    C = Σ (zᵢ − μ)(zᵢ − μ)ᵀ / (n − correction), and M = Σ zᵢzᵢᵀ / (n − correction) with `center=False` (theory.md, notation).
+    C = Σ (zᵢ − μ)(zᵢ − μ)ᵀ / (n − correction), and M = Σ zᵢzᵢᵀ / (n − correction) with `center=False` (theory.md,
+    notation).
 
     Args:
         z: (..., n, d), float64, float32, bfloat16 or float16, contiguous or not.

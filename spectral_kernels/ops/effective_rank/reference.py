@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops._rows import center_rows, is_negligible, read_rows, read_rows_backward
+from spectral_kernels.ops._rows import accumulation_dtype, center_rows, is_negligible, read_rows, read_rows_backward
 from spectral_kernels.ops.spectrum.reference import spectrum, spectrum_backward
 
 
@@ -70,9 +70,9 @@ def batch_effective_rank2(pool: Tensor, indices: Tensor, center: bool, normalize
 
 
 def _scatter_rows(gathered: Tensor, pool: Tensor, indices: Tensor) -> Tensor:
-    total = torch.zeros(pool.shape, dtype=torch.float64 if pool.dtype == torch.float64 else torch.float32)
-    total = total.to(pool.device).index_add_(0, indices.reshape(-1), gathered.reshape(-1, pool.shape[1]).to(total.dtype))
-    return total.to(pool.dtype)
+    total = torch.zeros(pool.shape, dtype=accumulation_dtype(pool.dtype), device=pool.device)
+    rows = gathered.reshape(-1, pool.shape[1]).to(total.dtype)
+    return total.index_add_(0, indices.reshape(-1), rows).to(pool.dtype)
 
 
 def batch_effective_rank2_backward(

@@ -39,9 +39,7 @@ define(
 )
 
 
-def _start_rows(
-    start: int | None, pool: Tensor, valid: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
+def _start_rows(start: int | None, pool: Tensor, valid: Tensor | None, generator: torch.Generator | None) -> Tensor:
     if start is None:
         return draw_rows(pool, valid, (_SPARE_DRAWS,), generator)
     checks.integer(start, "start", 0, pool.shape[1] - 1)
@@ -65,8 +63,8 @@ def greedy_select(
 ) -> Selection:
     """Choose k rows one at a time, each the best of m random candidates (Greedy-m, theory.md §5) or of all rows.
 
-    The exact rules (ties, unseen rows, exhausted draws) stand in `ops/greedy/reference.py`. All draws are made up front from
-    the generator, so the same seed gives the same indices on every backend and number of threads; with
+    The exact rules (ties, unseen rows, exhausted draws) stand in `ops/greedy/reference.py`. All draws are made up
+    front from the generator, so the same seed gives the same indices on every backend and number of threads; with
     `objective="logdet"` the same objective, since near-ties are decided by rounding.
 
     Args:
@@ -86,12 +84,12 @@ def greedy_select(
         backend: see `spectral_kernels.backends`.
 
     Returns:
-        `Selection` of shapes (..., k); `effective_rank` and `objective` after each pick, float64 for a float64 pool, else
-        float32. No gradient.
+        `Selection` of shapes (..., k); `effective_rank` and `objective` after each pick, float64 for a float64 pool,
+        else float32. No gradient.
 
     Raises:
-        ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, bad window, start outside the
-            pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf.
+        ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, bad window, start
+            outside the pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
     checks.floating(pool, "pool")

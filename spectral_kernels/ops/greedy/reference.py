@@ -1,16 +1,17 @@
 """Greedy selection as its definition (theory.md §1 and §5), a step at a time in float64.
 
-A set S has T = Σ‖x‖² and D = ‖Σ xxᵀ‖²_F, so R₂ = T²/D. A row j changes D by 2 s_j + ‖x_j‖⁴ with s_j = Σ_{i∈S} (x_i·x_j)².
-Each pick i therefore costs one product, s_j += (x_i·x_j)². The log-determinant ln det(I + Σ xxᵀ/δ) has the same shape: its
-gain is ln(1 + q_j), q_j = x_jᵀA x_j with A = (δI + Σ xxᵀ)⁻¹, and after a pick i, q_j −= (x_j·Ax_i)²/(1 + q_i).
+A set S has T = Σ‖x‖² and D = ‖Σ xxᵀ‖²_F, so R₂ = T²/D. A row j changes D by 2 s_j + ‖x_j‖⁴ with s_j = Σ_{i∈S}
+(x_i·x_j)². Each pick i therefore costs one product, s_j += (x_i·x_j)². The log-determinant ln det(I + Σ xxᵀ/δ) has
+the same shape: its gain is ln(1 + q_j), q_j = x_jᵀA x_j with A = (δI + Σ xxᵀ)⁻¹, and after a pick i, q_j −=
+(x_j·Ax_i)²/(1 + q_i).
 
 Rules that every backend keeps:
 - normalised rows are rounded to the accumulation dtype, and have length exactly 1; a zero row is *unseen*;
 - the first pick is the first of `start` that is valid and seen;
 - a step looks at the rows not yet taken that are valid and seen: among its draws, or among all of them;
 - the best is the lowest index within `TIE` of the best score, so duplicates and their scaled copies go to the lowest;
-- with a window, a step raises R₂ below it, lowers it above it (log-det: its own objective), and inside it takes the first
-  of its draws that is left; an edge of the window is met within `TIE`;
+- with a window, a step raises R₂ below it, lowers it above it (log-det: its own objective), and inside it takes the
+  first of its draws that is left; an edge of the window is met within `TIE`;
 - a step that has nothing to look at takes the lowest seen row that is left, and failing that the lowest row left.
 """
 
@@ -103,9 +104,9 @@ def greedy_select(
         for i in range(len(pool))
     ]  # fmt: skip
     indices, ranks, objectives = zip(*chosen, strict=True)
-    values = {"dtype": accumulation_dtype(pool.dtype), "device": pool.device}
+    wide = accumulation_dtype(pool.dtype)
     return (
         torch.tensor(indices, dtype=torch.int64, device=pool.device),
-        torch.tensor(ranks, **values),
-        torch.tensor(objectives, **values),
+        torch.tensor(ranks, dtype=wide, device=pool.device),
+        torch.tensor(objectives, dtype=wide, device=pool.device),
     )

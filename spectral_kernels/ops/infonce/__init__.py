@@ -135,8 +135,8 @@ def info_nce(
         positive has all but won.
 
     Raises:
-        ValueError: wrong shapes or dtypes, one row and no queue, temperature not above 0, unknown reduction or precision, a row
-            that holds NaN or Inf.
+        ValueError: wrong shapes or dtypes, one row and no queue, temperature not above 0, unknown reduction or
+            precision, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
     check_pair(query, "query", key, "key")
@@ -175,8 +175,8 @@ def nt_xent(
         Scalar, or (2B,) unreduced; float64 for float64 rows, else float32.
 
     Raises:
-        ValueError: wrong shapes or dtypes, one sample only, temperature not above 0, unknown reduction or precision, a row that
-            holds NaN or Inf.
+        ValueError: wrong shapes or dtypes, one sample only, temperature not above 0, unknown reduction or precision,
+            a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
     check_pair(z0, "z0", z1, "z1")

@@ -1,6 +1,7 @@
 """InfoNCE and NT-Xent as their definition (theory.md §2), with all similarities at once.
 
-The loss is softplus(ℓ), ℓ = logsumexp over the negatives of s/τ minus a/τ: exact also where the positive has all but won.
+The loss is softplus(ℓ), ℓ = logsumexp over the negatives of s/τ minus a/τ: exact also where the positive has all but
+won.
 """
 
 import torch
@@ -16,7 +17,9 @@ def _loss(negatives: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     return loss, positive + loss
 
 
-def _softmax_weights(grad: Tensor, negatives: Tensor, loss: Tensor, lse: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _softmax_weights(
+    grad: Tensor, negatives: Tensor, loss: Tensor, lse: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Gradient on the logits of the negatives, and minus that on the positive's, both divided by τ."""
     scale = (grad / temperature).unsqueeze(-1)
     return scale * torch.exp(negatives - lse.unsqueeze(-1)), scale * -torch.expm1(-loss).unsqueeze(-1)

@@ -44,19 +44,19 @@ def pool_select(
         draws: candidate batches.
         policy: `"low"`, `"balanced"` (the median, or with a window the batch closest to its middle), `"high"`, or a
             quantile in [0, 1] of the draws' effective ranks. The paper's P1, P2 and P3 are read as the three names.
-        window: (lo, hi) in units of effective rank; draws inside it are preferred, whatever the policy, and where none is
-            inside the closest one is taken.
+        window: (lo, hi) in units of effective rank; draws inside it are preferred, whatever the policy, and
+            where none is inside the closest one is taken.
         order: of the effective rank.
         generator: of any device; None uses torch's global one.
         backend: see `spectral_kernels.backends`.
 
     Returns:
-        `Selection`: indices (batch_size,) of the batch chosen, effective_rank and objective (draws,) of every draw. Ties go
-        to the first draw.
+        `Selection`: indices (batch_size,) of the batch chosen, effective_rank and objective (draws,) of every draw.
+        Ties go to the first draw.
 
     Raises:
-        ValueError: wrong shape or dtype, batch_size not in [1, N], draws below 1, unknown policy, bad window or order, a drawn
-            row that holds NaN or Inf.
+        ValueError: wrong shape or dtype, batch_size not in [1, N], draws below 1, unknown policy, bad window or
+            order, a drawn row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
     checks.floating(pool, "pool", ndim=2)

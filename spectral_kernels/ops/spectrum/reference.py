@@ -12,7 +12,8 @@ from spectral_kernels.ops.covariance.reference import second_moment64
 
 def eigenvalues(moment: Tensor, dtype: torch.dtype) -> Tensor:
     """Eigenvalues of a symmetric float64 matrix (..., d, d), descending, rounding below 0 taken away."""
-    return torch.linalg.eigvalsh(moment).flip(-1).clamp_min(0.0).to(dtype)
+    values: Tensor = torch.linalg.eigvalsh(moment)
+    return values.flip(-1).clamp_min(0.0).to(dtype)
 
 
 def spectrum(z: Tensor, center: bool, normalize: bool) -> Tensor:

@@ -45,30 +45,38 @@ def _inverse_root_newton_schulz(c: Tensor, shrinkage: float) -> Tensor:
 def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tensor:
     """W (..., d, d) with W C_ε Wᵀ = I, in the covariance's dtype; worked out in float64."""
     c = shrink(covariance, shrinkage)
+    eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     if method == "cholesky":
         factor, failed = torch.linalg.cholesky_ex(c)
-        _refuse_singular(failed.any(), shrinkage)
-        eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-        matrix = torch.linalg.solve_triangular(factor, eye.expand_as(c), upper=False)
+        pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+        _refuse_singular(failed.any() | _is_singular(pivots, covariance.dtype, shrinkage), shrinkage)
+        matrix: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(c), upper=False)
     elif method == "zca":
         values, vectors = torch.linalg.eigh(c)
-        _refuse_singular((values[..., 0] <= _rounding(values)).any(), shrinkage)
+        _refuse_singular((values <= 0).any() | _is_singular(values, covariance.dtype, shrinkage), shrinkage)
         matrix = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
     else:
         matrix = _inverse_root_newton_schulz(c, shrinkage)
-        whitened = matrix @ c @ matrix
-        eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-        _refuse_singular(~((whitened - eye).abs().amax() < 1e-2), shrinkage)
+        residual = (matrix @ c @ matrix - eye).abs().amax()
+        # a NaN residual is a failure too
+        unconverged = ~(residual < 1e-2)
+        singular = _is_singular(torch.linalg.eigvalsh(c), covariance.dtype, 0.0) if shrinkage == 0 else unconverged
+        _refuse_singular(unconverged | singular, shrinkage)
     return matrix.to(covariance.dtype)
 
 
-def _rounding(values: Tensor) -> Tensor:
-    return values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1]
+def _is_singular(values: Tensor, dtype: torch.dtype, shrinkage: float) -> Tensor:
+    """Whether pivots or eigenvalues are rounding noise of a covariance of `dtype`; with shrinkage none can be."""
+    if shrinkage > 0:
+        return torch.zeros((), dtype=torch.bool, device=values.device)
+    return (values.amin(-1) <= values.shape[-1] * torch.finfo(dtype).eps * values.amax(-1)).any()
 
 
 def _refuse_singular(singular: Tensor, shrinkage: float) -> None:
     if bool(singular):
-        raise ValueError(f"shrinkage = {shrinkage} leaves the covariance singular (n <= d?): give a larger one, e.g. 1e-4")
+        raise ValueError(
+            f"shrinkage = {shrinkage} leaves the covariance singular (n <= d?): give a larger one, e.g. 1e-4"
+        )
 
 
 def whitening_matrix_backward(
@@ -106,7 +114,14 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
 
 
 def whiten_backward(
-    grad: Tensor, z: Tensor, mean: Tensor, covariance: Tensor, matrix: Tensor, method: str, shrinkage: float, center: bool
+    grad: Tensor,
+    z: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    matrix: Tensor,
+    method: str,
+    shrinkage: float,
+    center: bool,
 ) -> Tensor:
     x = z.to(mean.dtype) - mean.unsqueeze(-2)
     g = grad.to(mean.dtype)

@@ -1,0 +1,123 @@
+# Every target makes the environment that it needs, from nothing; a second call finds it there. `make help` lists them.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PYTHON) -m pip install --quiet
+# "require" stops where the C++ library cannot be built; "1" goes on without it
+BUILD ?= require
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+CSRC := $(wildcard csrc/*)
+FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.cu csrc/*.cuh)
+
+TRITON36 := .venv-triton36
+SANITIZED := build/sanitized
+LIBASAN = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libstdc++.so.6)
+
+.PHONY: help
+help:
+	@echo "make demo    compare three batch selectors on Fashion-MNIST: table, CSV, JSON and plot in demo_output/"
+	@echo "make test    the quick tests (PYTEST_ARGS='-k greedy' for some of them)"
+	@echo "make bench   time the ops against torch (BENCH_ARGS)"
+	@echo "make lint    ruff, mypy --strict, clang-format"
+	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check their budgets"
+	@echo "make check   the long tests: slow ones, property hunts, every CPU path, a second Triton, sanitizers"
+	@echo "make clean   remove what was built; make distclean removes the environments too"
+
+.PHONY: demo
+demo: $(VENV)/package.stamp
+	tools/fetch_fashion_mnist.sh
+	$(VENV)/bin/spectral-kernels compare --config demo --output demo_output
+
+.PHONY: test
+test: $(VENV)/package.stamp
+	$(PYTHON) -m pytest python_tests -q -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(VENV)/package.stamp
+	$(PYTHON) bench/run.py $(BENCH_ARGS)
+
+.PHONY: aot
+aot: $(VENV)/package.stamp
+	$(PYTHON) bench/aot.py
+
+.PHONY: lint
+lint: $(VENV)/package.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+
+# --- the long suites -------------------------------------------------------------------------------------------------
+
+.PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize
+check: check-slow check-properties check-paths check-triton36 check-sanitize
+
+check-slow: $(VENV)/package.stamp
+	$(PYTHON) -m pytest python_tests -q -m slow $(PYTEST_ARGS)
+
+check-properties: $(VENV)/package.stamp
+	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest python_tests -q -m hypothesis $(PYTEST_ARGS)
+
+# the paths that the widest one hides on this processor
+check-paths: $(VENV)/package.stamp
+	SPECTRAL_KERNELS_CPU_PATH=baseline $(PYTHON) -m pytest python_tests/ops -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	SPECTRAL_KERNELS_CPU_PATH=avx2 $(PYTHON) -m pytest python_tests/ops -q -m "not slow" -k cpp $(PYTEST_ARGS)
+
+check-triton36: $(VENV)/package.stamp $(TRITON36)/stamp
+	$(TRITON36)/bin/python -m pytest python_tests/ops -q -m "not slow" -k triton $(PYTEST_ARGS)
+
+# -P: the package is the one in PYTHONPATH, not the one in this folder
+check-sanitize: $(VENV)/package.stamp
+	SPECTRAL_KERNELS_SANITIZE=address,undefined SPECTRAL_KERNELS_BUILD=require \
+	    $(PYTHON) setup.py --quiet build --build-lib $(SANITIZED)
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(PYTHON) -P -m pytest python_tests/ops -q -m "not slow" -k cpp $(PYTEST_ARGS)
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+define make_venv
+	@set -e; for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	    if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	        echo "making $(1) with $$($$python --version)"; rm -rf $(1); exec $$python -m venv $(1); \
+	    fi; \
+	done; \
+	echo "spectral_kernels needs Python 3.11 or newer with venv; neither python3 nor python3.11 ... python3.14 is" >&2; \
+	exit 1
+endef
+
+$(PYTHON):
+	$(call make_venv,$(VENV))
+
+$(VENV)/torch.stamp: requirements/torch.txt | $(PYTHON)
+	@echo "installing torch"
+	@$(PIP) -r requirements/torch.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt requirements/torchvision.txt $(VENV)/torch.stamp
+	@echo "installing what build, tests and demo need"
+	@$(PIP) -r requirements/dev.txt
+	@$(PIP) --no-deps -r requirements/torchvision.txt
+	@touch $@
+
+# --no-deps: everything is there, and pip is not to look for another torch or triton
+$(VENV)/package.stamp: setup.py pyproject.toml $(CSRC) $(VENV)/dev.stamp
+	@echo "building spectral_kernels"
+	@SPECTRAL_KERNELS_BUILD=$(BUILD) $(PIP) --no-deps --no-build-isolation --editable . || { \
+	    echo "No C++ library. A compiler is needed (g++ or clang++); 'make BUILD=1 ...' goes on without one." >&2; \
+	    exit 1; }
+	@touch $@
+
+$(TRITON36)/stamp: requirements/triton36.txt requirements/torch.txt
+	$(call make_venv,$(TRITON36))
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(TRITON36)/bin/python -m pip install --quiet -r requirements/torch.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(TRITON36)/bin/python -m pip install --quiet -r requirements/triton36.txt
+	@touch $@
+
+.PHONY: clean distclean
+clean:
+	rm -rf build dist *.egg-info spectral_kernels/_C.so spectral_kernels/_build_info.json $(VENV)/package.stamp
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean
+	rm -rf $(VENV) $(TRITON36)

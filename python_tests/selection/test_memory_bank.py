@@ -1,0 +1,232 @@
+"""MemoryBank: what is stored, how it ages, what it refuses, and that its cost does not grow with n."""
+
+import io
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+import spectral_kernels as sk
+from spectral_kernels.selection import MemoryBank
+
+
+def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def filled(n: int = 12, d: int = 5, **options) -> MemoryBank:
+    bank = MemoryBank(n, d, **options)
+    bank.update(torch.arange(n), rows(n, d))
+    return bank
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1, max_size=6))
+def test_update_agrees_with_a_dictionary(batches):
+    """Duplicates included: the later row wins."""
+    bank, model = MemoryBank(10, 3, dtype=torch.float64), {}
+    for step, indices in enumerate(batches):
+        z = rows(len(indices), 3, seed=step, dtype=torch.float64)
+        if step % 2:
+            z[0] = 0.0
+        bank.update(torch.tensor(indices), z)
+        for index, row in zip(indices, z, strict=True):
+            model[index] = (step, normalize(row, dim=0)) if row.any() else None
+    known = {index: entry for index, entry in model.items() if entry is not None}
+    expected = torch.zeros(10, 3, dtype=torch.float64)
+    age = torch.full((10,), -1)
+    for index, (step, row) in known.items():
+        expected[index], age[index] = row, len(batches) - 1 - step
+    torch.testing.assert_close(bank.embeddings, expected, rtol=0, atol=1e-15)
+    assert bank.age.tolist() == age.tolist()
+    assert bank.seen.tolist() == (age >= 0).tolist()
+    assert bank.num_seen == len(known) == int(bank.seen.sum())
+    staleness = bank.staleness()
+    ages = [len(batches) - 1 - step for step, _ in known.values()]
+    assert staleness.seen == len(known) / 10
+    assert staleness.max_age == max(ages, default=0)
+    assert staleness.mean_age == pytest.approx(sum(ages) / len(ages) if ages else 0.0)
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given_dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(stored, given_dtype):
+    """Normalised in full precision before the cast: a row whose norm overflows fp16 included."""
+    bank = MemoryBank(6, 4, dtype=stored)
+    z = (rows(3, 4).tanh() * 60_000).to(given_dtype)
+    bank.update(torch.tensor([5, 0, 2]), z)
+    assert bank.embeddings.dtype == stored
+    expected = normalize(z.double(), dim=1)
+    eps = max(torch.finfo(stored).eps, 1e-7 if given_dtype != torch.float64 else 0.0)
+    torch.testing.assert_close(bank.gather(torch.tensor([5, 0, 2])).double(), expected, rtol=eps, atol=eps)
+
+
+def test_non_contiguous_rows_and_strided_indices():
+    bank = MemoryBank(8, 4)
+    z = rows(4, 10).t()[::2][:, :4]
+    indices = torch.arange(10)[::2]
+    assert not z.is_contiguous()
+    assert not indices.is_contiguous()
+    bank.update(indices[:4], z[:4])
+    torch.testing.assert_close(bank.gather(torch.tensor([0, 2, 4, 6])), normalize(z[:4], dim=1))
+    assert bank.num_seen == 4
+
+
+def test_update_detaches_and_gather_copies():
+    bank = MemoryBank(3, 2)
+    z = rows(3, 2).requires_grad_()
+    bank.update(torch.arange(3), z * 2)
+    assert not bank.embeddings.requires_grad
+    before = bank.embeddings.clone()
+    bank.gather(torch.tensor([0, 1])).zero_()
+    assert torch.equal(bank.embeddings, before)
+    with torch.inference_mode():
+        bank.update(torch.tensor([0]), torch.ones(1, 2))
+    bank.update(torch.tensor([0]), torch.ones(1, 2))
+
+
+def test_zero_row_forgets_its_sample():
+    bank = filled()
+    z = torch.ones(2, 5)
+    z[1] = 0
+    bank.update(torch.tensor([3, 4]), z)
+    assert not bank.seen[4]
+    assert bank.age[4] == -1
+    assert bank.num_seen == 11
+    assert not bank.embeddings[4].any()
+
+
+def test_reset_and_length():
+    bank = filled()
+    assert (len(bank), bank.n, bank.d, bank.step) == (12, 12, 5, 1)
+    assert "seen=12" in repr(bank)
+    bank.reset()
+    assert not bank.embeddings.any()
+    assert (bank.num_seen, bank.step, bank.staleness().seen) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_round_trip_through_a_file(dtype):
+    bank = filled(dtype=dtype)
+    bank.update(torch.tensor([1, 7]), rows(2, 5, seed=1))
+    file = io.BytesIO()
+    torch.save(bank.state_dict(), file)
+    file.seek(0)
+    other = MemoryBank(12, 5, dtype=dtype)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other.embeddings, bank.embeddings)
+    assert other.age.tolist() == bank.age.tolist()
+    assert (other.step, other.num_seen) == (2, 12)
+    # a copy: what the one learns later the other does not
+    other.update(torch.tensor([0]), torch.ones(1, 5))
+    assert not torch.equal(other.embeddings[0], bank.embeddings[0])
+    assert other.to("cpu") is other
+
+
+def state(**changes):
+    return {**filled().state_dict(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"step": 1}, "lacks embeddings, updated"),
+        (
+            state(embeddings=torch.zeros(12, 6)),
+            r"embeddings of the state is torch.float32 \(12, 6\).*\(12, 5\)",
+        ),
+        (state(embeddings=torch.zeros(12, 5).half()), "embeddings of the state is torch.float16"),
+        (state(updated=[0] * 12), "updated of the state is"),
+        (state(updated=torch.zeros(11, dtype=torch.int64)), r"updated of the state is torch.int64 \(11,\)"),
+        (state(updated=torch.full((12,), 1)), r"updated of the state must lie in \[-1, 1\)"),
+        (state(step=-1), "step of the state must be at least 0, got -1"),
+        (state(step="1"), "step of the state must be an integer"),
+        (state(embeddings=torch.full((12, 5), torch.nan)), "embeddings of the state row 0 holds NaN"),
+    ],
+)
+def test_state_that_does_not_fit(broken, message):
+    bank = filled()
+    with pytest.raises(ValueError, match=message):
+        bank.load_state_dict(broken)
+    assert bank.num_seen == 12
+
+
+def bad_row(value: float) -> torch.Tensor:
+    z = torch.ones(3, 5)
+    z[1, 2] = value
+    return z
+
+
+@pytest.mark.parametrize(
+    ("indices", "z", "message"),
+    [
+        (torch.arange(3), torch.ones(3, 4), "z has d = 4, but the bank has d = 5"),
+        (torch.arange(2), torch.ones(3, 5), "indices has 2 entries, but z has 3 rows"),
+        (torch.tensor([0, 12, 1]), torch.ones(3, 5), r"indices must lie in \[0, 12\), got 12"),
+        (torch.tensor([0, -1, 1]), torch.ones(3, 5), r"indices must lie in \[0, 12\), got -1"),
+        (torch.arange(3).int(), torch.ones(3, 5), "indices must be an int64 tensor, got torch.int32"),
+        ([0, 1, 2], torch.ones(3, 5), "indices must be an int64 tensor, got list"),
+        (torch.zeros(0, dtype=torch.int64), torch.ones(0, 5), "z is empty"),
+        (torch.arange(3)[None], torch.ones(3, 5), "indices must be a non-empty tensor of 1 dimensions"),
+        (torch.arange(3), torch.ones(5), "z must have 2 dimensions"),
+        (torch.arange(3), torch.ones(3, 5, dtype=torch.int64), "z must be float64"),
+        (torch.arange(3), bad_row(float("nan")), "z row 1 holds NaN or Inf"),
+        (torch.arange(3), bad_row(float("-inf")), "z row 1 holds NaN or Inf"),
+    ],
+)
+def test_update_refuses(indices, z, message):
+    bank = filled()
+    before = bank.embeddings.clone()
+    with pytest.raises(ValueError, match=message):
+        bank.update(indices, z)
+    assert torch.equal(bank.embeddings, before)
+    assert bank.step == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 3), "n must be at least 1, got 0"),
+        ((3, 0), "d must be at least 1, got 0"),
+        ((3.0, 3), "n must be an integer, got 3.0"),
+    ],
+)
+def test_construction_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryBank(*arguments)
+
+
+def test_construction_refuses_dtype_and_gather_refuses_indices():
+    with pytest.raises(ValueError, match=r"dtype must be float64.*got torch\.int64"):
+        MemoryBank(3, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"indices must lie in \[0, 12\), got -1"):
+        filled().gather(torch.tensor([-1]))
+
+
+def test_checks_can_be_turned_off():
+    bank = filled()
+    sk.set_checks(False)
+    try:
+        bank.update(torch.arange(3), bad_row(float("nan")))
+    finally:
+        sk.set_checks(True)
+    assert bank.embeddings[1].isnan().any()
+
+
+def test_cost_does_not_grow_with_n():
+    """A pass over the big bank would take hundreds of times as long as a batch does."""
+
+    def seconds(bank: MemoryBank) -> float:
+        indices, z = torch.randint(bank.n, (64,), generator=torch.Generator().manual_seed(0)), rows(64, 32)
+        best = float("inf")
+        for _ in range(20):
+            began = time.perf_counter()
+            bank.update(indices, z)
+            bank.gather(indices)
+            _ = bank.num_seen
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    assert seconds(MemoryBank(500_000, 32)) < 10 * seconds(MemoryBank(200, 32)) + 1e-3

@@ -1,0 +1,435 @@
+"""The batch samplers: what an epoch covers, ranks, seeds, resuming, cold banks, and that they select."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+import spectral_kernels as sk
+from spectral_kernels.selection import (
+    EffectiveRankWindow,
+    GreedyBatchSampler,
+    MemoryBank,
+    PoolBatchSampler,
+    RandomBatchSampler,
+)
+
+D = 6
+
+
+def warm_bank(n: int, unseen: list[int] | None = None, seed: int = 0) -> MemoryBank:
+    bank = MemoryBank(n, D)
+    z = torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
+    z[unseen or []] = 0
+    bank.update(torch.arange(n), z)
+    return bank
+
+
+def imbalanced_bank(n: int = 400) -> MemoryBank:
+    """Nine rows in ten lie near one direction."""
+    generator = torch.Generator().manual_seed(5)
+    z = torch.randn(n, 16, generator=generator) * 0.1
+    common = torch.rand(n, generator=generator) < 0.9
+    z[common, 0] += 1
+    z[~common] *= 10
+    bank = MemoryBank(n, 16)
+    bank.update(torch.arange(n), z)
+    return bank
+
+
+def make(kind: str, bank: MemoryBank, batch_size: int, **options):
+    if kind == "random":
+        options.pop("replacement", None)
+        return RandomBatchSampler(bank, batch_size, **options)
+    if kind == "pool":
+        return PoolBatchSampler(bank, batch_size, draws=3, **options)
+    return GreedyBatchSampler(bank, batch_size, candidates=3, **options)
+
+
+KINDS = ("random", "pool", "greedy")
+ALL = [
+    ("random", False),
+    *((kind, replacement) for kind in ("pool", "greedy") for replacement in (True, False)),
+]
+
+
+def epochs(samplers, epoch: int) -> list[list[list[int]]]:
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    return [list(sampler) for sampler in samplers]
+
+
+@given(
+    kind_and_replacement=st.sampled_from(ALL),
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    num_replicas=st.integers(1, 4),
+    drop_last=st.booleans(),
+    epoch=st.integers(0, 3),
+    unseen=st.sets(st.integers(0, 39)),
+    min_seen=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_an_epoch_covers_what_is_promised(
+    kind_and_replacement, n, batch_size, num_replicas, drop_last, epoch, unseen, min_seen
+):
+    kind, replacement = kind_and_replacement
+    shard_size = n // num_replicas if drop_last else -(-n // num_replicas)
+    assume(num_replicas <= n)
+    assume(batch_size <= shard_size)
+    bank = warm_bank(n, [row for row in unseen if row < n])
+    options = {"drop_last": drop_last, "num_replicas": num_replicas}
+    if kind != "random":
+        options |= {"replacement": replacement, "min_seen": min_seen}
+    samplers = [make(kind, bank, batch_size, rank=rank, **options) for rank in range(num_replicas)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batches = epochs(samplers, epoch)
+    shards = [list(sampler.sampler) for sampler in samplers]
+
+    # shards: equally long, without repeats; together everything up to the remainder
+    assert all(len(shard) == len(set(shard)) == shard_size for shard in shards)
+    dealt = [row for place in zip(*shards, strict=True) for row in place]
+    assert len(set(dealt[:n])) == min(n, len(dealt))
+    assert dealt[n:] == dealt[: max(0, len(dealt) - n)], "the last places go to the first rows"
+
+    for sampler, shard, own in zip(samplers, shards, batches, strict=True):
+        count = shard_size // batch_size if drop_last else -(-shard_size // batch_size)
+        assert len(own) == len(sampler) == count
+        assert all(len(set(batch)) == len(batch) and set(batch) <= set(shard) for batch in own)
+        rows = [row for batch in own for row in batch]
+        if replacement:
+            assert all(len(batch) == batch_size for batch in own)
+        else:
+            assert len(rows) == len(set(rows)) == (count * batch_size if drop_last else shard_size)
+            assert all(len(batch) == batch_size for batch in own[:-1])
+
+
+@pytest.mark.parametrize(("kind", "replacement"), ALL)
+def test_seeds_and_epochs(kind, replacement):
+    bank = warm_bank(60)
+
+    def batches(epoch=0, **options):
+        sampler = make(kind, bank, 8, replacement=replacement, **options)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    first = batches()
+    assert len({frozenset(batch) for batch in first}) == len(first)
+    torch.manual_seed(99)
+    state = torch.random.get_rng_state()
+    assert batches() == first
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
+    assert batches(epoch=1) != first
+    assert batches(seed=1) != first
+    assert batches(seed=1) != batches(epoch=1)
+    assert batches(num_replicas=2, rank=0) != batches(num_replicas=2, rank=1)
+    sampler = make(kind, bank, 8, replacement=replacement)
+    assert list(sampler) == list(sampler) == first
+
+
+@pytest.mark.parametrize(("kind", "replacement"), ALL)
+@pytest.mark.parametrize("stop", [0, 3, 7])
+def test_resume_continues_with_the_batches_that_would_have_come(kind, replacement, stop):
+    bank = warm_bank(60, unseen=[3, 4])
+    options = {"replacement": replacement, "num_replicas": 2, "rank": 1, "drop_last": False}
+
+    def sampler():
+        made = make(kind, bank, 4, **options)
+        made.set_epoch(2)
+        return made
+
+    whole = list(sampler())
+    assert len(whole) == 8
+    stopped = sampler()
+    iterator = iter(stopped)
+    head = [next(iterator) for _ in range(stop)]
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+
+    resumed = make(kind, bank, 4, **options)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert resumed.epoch == 2
+    assert resumed.state_dict()["batch"] == stop
+    resumed.set_epoch(2)
+    tail = iter(resumed)
+    second = next(tail)
+    # a state taken after a resume counts from the beginning of the epoch
+    again = make(kind, bank, 4, **options)
+    again.load_state_dict(resumed.state_dict())
+    assert [*head, second, *again] == whole
+    assert [*head, second, *tail] == whole
+    assert list(resumed) == whole, "the next iteration is a whole epoch again"
+
+
+@pytest.mark.parametrize(("kind", "replacement"), ALL)
+def test_state_at_the_end_before_another_epoch_and_of_batches_consumed(kind, replacement):
+    bank = warm_bank(40)
+    sampler = make(kind, bank, 8, replacement=replacement)
+    whole = list(sampler)
+    resumed = make(kind, bank, 8, replacement=replacement)
+    resumed.load_state_dict(sampler.state_dict())
+    assert list(resumed) == []
+    resumed.load_state_dict(sampler.state_dict(consumed=2))
+    assert list(resumed) == whole[2:]
+    resumed.load_state_dict(sampler.state_dict(consumed=2))
+    resumed.set_epoch(1)
+    sampler.set_epoch(1)
+    assert sampler.state_dict()["batch"] == 0
+    assert list(resumed) == list(sampler)
+    with pytest.raises(ValueError, match="consumed must be between 0 and 5, got 6"):
+        sampler.state_dict(consumed=6)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_greedy_batches_are_those_of_the_op(replacement):
+    """Without replicas and with replacement the op gets the bank itself: no copy, no mask."""
+    bank = warm_bank(30)
+    sampler = GreedyBatchSampler(bank, 6, candidates=4, replacement=replacement)
+    seen_by_op = []
+    original = sampler._greedy_select
+    sampler._greedy_select = lambda pool, k, valid, g: (
+        seen_by_op.append((pool, valid)),
+        original(pool, k, valid, g),
+    )[1]
+    batch = next(iter(sampler))
+    assert seen_by_op[0][0] is bank.embeddings
+    assert (seen_by_op[0][1] is None) == replacement
+    assert sampler.last_selection.indices.tolist() == batch
+    rank = sk.effective_rank(bank.gather(torch.tensor(batch)), order=2)
+    assert float(sampler.last_selection.effective_rank[-1]) == pytest.approx(float(rank), rel=1e-5)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_pool_batches_are_the_best_of_their_draws(replacement, num_replicas):
+    bank = imbalanced_bank()
+    for policy, extreme in (("high", torch.max), ("low", torch.min)):
+        sampler = PoolBatchSampler(bank, 16, policy=policy, replacement=replacement, num_replicas=num_replicas, rank=0)
+        for batch in sampler:
+            ranks = sampler.last_selection.effective_rank
+            assert sampler.last_selection.indices.tolist() == batch
+            own = sk.effective_rank(bank.gather(torch.tensor(batch)), order=2)
+            assert len(ranks) == 16
+            assert float(own) == pytest.approx(float(extreme(ranks)), rel=1e-5)
+
+
+def mean_rank(bank: MemoryBank, sampler) -> float:
+    ranks = [float(sk.effective_rank(bank.gather(torch.tensor(batch)), order=2)) for batch in sampler]
+    return sum(ranks) / len(ranks)
+
+
+def test_selection_raises_effective_rank_on_an_imbalanced_pool():
+    bank = imbalanced_bank()
+    random = mean_rank(bank, RandomBatchSampler(bank, 16))
+    balanced = mean_rank(bank, PoolBatchSampler(bank, 16))
+    high = mean_rank(bank, PoolBatchSampler(bank, 16, policy="high"))
+    greedy = mean_rank(bank, GreedyBatchSampler(bank, 16))
+    sharded = mean_rank(bank, GreedyBatchSampler(bank, 16, num_replicas=2, rank=1))
+    assert balanced == pytest.approx(random, rel=0.2)
+    assert high > 1.3 * random
+    assert greedy > 3 * random
+    assert sharded > 3 * random
+
+
+def test_a_window_steers_and_may_be_set_between_batches():
+    bank = imbalanced_bank()
+    sampler = GreedyBatchSampler(bank, 32, window=EffectiveRankWindow(3, 3.3))
+    assert mean_rank(bank, sampler) == pytest.approx(3.1, abs=0.4)
+    sampler.window = (5.0, 5.5)
+    assert mean_rank(bank, sampler) == pytest.approx(5.2, abs=0.5)
+    free = mean_rank(bank, PoolBatchSampler(bank, 16))
+    steered = PoolBatchSampler(bank, 16, draws=64, window=(1.5 * free, 2 * free))
+    assert mean_rank(bank, steered) > 1.2 * free
+
+
+@pytest.mark.parametrize(("kind", "replacement"), ALL[1:])
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_cold_bank_is_random_and_says_so_once(kind, replacement, num_replicas):
+    bank = MemoryBank(64, D)
+    options = {"num_replicas": num_replicas, "rank": 0, "seed": 4}
+    sampler = make(kind, bank, 8, replacement=replacement, **options)
+    ordinary = RandomBatchSampler(bank, 8, **options)
+    with pytest.warns(UserWarning, match=f"bank is cold: 0 of {64 // num_replicas} rows") as caught:
+        assert list(sampler) == list(ordinary)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert sampler.last_selection is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(sampler)
+        bank.update(torch.arange(64), torch.randn(64, D))
+        assert list(sampler) != list(ordinary)
+        assert sampler.last_selection is not None
+        bank.reset()
+        next(iter(sampler))
+    assert sampler.last_selection is None
+
+
+@pytest.mark.parametrize("kind", ["pool", "greedy"])
+def test_how_much_of_the_shard_must_be_seen(kind):
+    """The share is of the rank's own shard, and a batch's worth of rows is needed whatever it is."""
+    for seen, options, cold in (
+        (27, {}, True),  # 0.9 of 32 is 28.8
+        (29, {}, False),
+        (7, {"min_seen": 0.0}, True),
+        (8, {"min_seen": 0.0}, False),
+        (31, {"min_seen": 1.0}, True),
+        (32, {"min_seen": 1.0}, False),
+    ):
+        bank = MemoryBank(64, D)
+        sampler = make(kind, bank, 8, num_replicas=2, rank=1, **options)
+        shard = list(sampler.sampler)
+        rows = torch.tensor(shard[:seen] + [row for row in range(64) if row not in shard])
+        bank.update(rows, torch.randn(len(rows), D))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            next(iter(sampler))
+        assert bool(caught) == cold, (seen, options)
+
+
+@pytest.mark.parametrize(("replacement", "batches"), [(True, 40), (False, 6)])
+def test_greedy_visits_unseen_rows_in_proportion(replacement, batches):
+    unseen = list(range(0, 48, 4))
+    bank = warm_bank(48, unseen)
+    sampler = GreedyBatchSampler(bank, 8, candidates=4, min_seen=0.5, replacement=replacement)
+    first = next(iter(sampler))
+    assert len(set(first) & set(unseen)) == 2
+    assert len(sampler.last_selection.indices) == 6
+    # a loop that updates the bank leaves none behind
+    done = 0
+    while done < batches:
+        for batch in sampler:
+            bank.update(torch.tensor(batch), torch.randn(8, D, generator=torch.Generator().manual_seed(done)))
+            done += 1
+        sampler.set_epoch(done)
+    assert bank.num_seen == 48
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return index, torch.full((2,), float(index))
+
+
+@pytest.mark.parametrize(("kind", "replacement"), ALL)
+def test_data_loader_with_workers(kind, replacement):
+    bank = warm_bank(64)
+    sampler = make(kind, bank, 8, replacement=replacement)
+    loader = DataLoader(Rows(), batch_sampler=sampler, num_workers=2)
+    assert len(loader) == 8
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        seen = []
+        for indices, images in loader:
+            assert torch.equal(images[:, 0].long(), indices)
+            seen.append(indices.tolist())
+        expected = make(kind, bank, 8, replacement=replacement)
+        expected.set_epoch(epoch)
+        assert seen == list(expected)
+
+
+def test_looks_like_a_batch_sampler():
+    """What torch and Lightning ask of one."""
+    sampler = GreedyBatchSampler(warm_bank(32), 8)
+    standard = BatchSampler(range(32), 8, drop_last=True)
+    assert {name for name in vars(standard) if not name.startswith("_")} <= set(dir(sampler))
+    assert len(sampler.sampler) == 32
+    assert sorted(sampler.sampler) == list(range(32))
+    sampler.sampler.set_epoch(3)
+    assert sampler.epoch == 3
+    assert (sampler.rank, sampler.num_replicas, sampler.seed, sampler.drop_last) == (0, 1, 0, True)
+    assert sampler.selection_seconds == 0.0
+    next(iter(sampler))
+    once = sampler.selection_seconds
+    assert once > 0.0
+    list(sampler)
+    assert sampler.selection_seconds > once
+
+
+def test_an_older_iteration_ends_where_batches_depend_on_it():
+    sampler = GreedyBatchSampler(warm_bank(32), 8, replacement=False)
+    older = iter(sampler)
+    next(older)
+    list(sampler)
+    with pytest.raises(RuntimeError, match="superseded"):
+        next(older)
+
+
+BANK = warm_bank(32)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RandomBatchSampler(0, 1), "rows must be at least 1, got 0"),
+        (lambda: RandomBatchSampler(10.0, 1), "rows must be an integer, got 10.0"),
+        (lambda: RandomBatchSampler(10, 0), "batch_size must be at least 1, got 0"),
+        (lambda: RandomBatchSampler(10, 11), "batch_size = 11 exceeds the 10 rows"),
+        (lambda: RandomBatchSampler(10, 6, num_replicas=2, rank=0), "batch_size = 6 exceeds the 5 rows"),
+        (lambda: RandomBatchSampler(10, 2, num_replicas=2, rank=2), "rank must be between 0 and 1, got 2"),
+        (lambda: RandomBatchSampler(10, 2, num_replicas=0), "num_replicas must be at least 1, got 0"),
+        (lambda: RandomBatchSampler(10, 2, seed=-1), "seed must be at least 0, got -1"),
+        (lambda: PoolBatchSampler(BANK.embeddings, 8), "bank must be a MemoryBank, got Tensor"),
+        (lambda: PoolBatchSampler(BANK, 8, draws=0), "draws must be at least 1, got 0"),
+        (lambda: PoolBatchSampler(BANK, 8, policy="best"), "policy must be one of low, balanced, high"),
+        (lambda: PoolBatchSampler(BANK, 8, policy=1.5), "quantile in \\[0, 1\\], got 1.5"),
+        (lambda: PoolBatchSampler(BANK, 8, window=(3, 2)), "window must satisfy 0 <= lo <= hi"),
+        (lambda: PoolBatchSampler(BANK, 8, order=-1.0), "order"),
+        (lambda: PoolBatchSampler(BANK, 8, min_seen=1.5), "min_seen must be a share in \\[0, 1\\], got 1.5"),
+        (lambda: GreedyBatchSampler(BANK, 33), "batch_size = 33 exceeds the 32 rows"),
+        (lambda: GreedyBatchSampler(BANK, 8, candidates=0), "candidates must be at least 1, got 0"),
+        (
+            lambda: GreedyBatchSampler(BANK, 8, objective="trace"),
+            "objective must be one of effective_rank, logdet",
+        ),
+        (lambda: GreedyBatchSampler(BANK, 8, window=4), "window must be a pair"),
+        (lambda: GreedyBatchSampler(BANK, 8, min_seen="all"), "min_seen must be a share"),
+        (lambda: GreedyBatchSampler(BANK, 8).set_epoch(-1), "epoch must be at least 0, got -1"),
+        (lambda: GreedyBatchSampler(BANK, 8).set_epoch(1.0), "epoch must be an integer, got 1.0"),
+    ],
+)
+def test_bad_arguments(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 31}, "n of the state is 31, but this batch sampler has 32"),
+        ({"batch_size": 4}, "batch_size of the state is 4, but this batch sampler has 8"),
+        ({"kind": "RandomBatchSampler"}, "kind of the state is 'RandomBatchSampler'"),
+        ({"seed": 1}, "seed of the state is 1"),
+        ({"rank": 1}, "rank of the state is 1"),
+        ({"epoch": -1}, "epoch of the state must be at least 0, got -1"),
+        ({"batch": 5}, "batch of the state must be between 0 and 4, got 5"),
+        ({"taken": torch.arange(3)}, "taken of the state must be 16 rows"),
+        ({"taken": None}, "taken of the state must be 16 rows"),
+        ({"taken": torch.arange(17, 33)}, r"taken of the state must lie in \[0, 32\), got 32"),
+    ],
+)
+def test_bad_states(change, message):
+    sampler = GreedyBatchSampler(BANK, 8, replacement=False)
+    iterator = iter(sampler)
+    next(iterator), next(iterator)
+    state = {**sampler.state_dict(), **change}
+    fresh = GreedyBatchSampler(BANK, 8, replacement=False)
+    with pytest.raises(ValueError, match=message):
+        fresh.load_state_dict(state)
+    with pytest.raises(ValueError, match="lacks batch, taken"):
+        fresh.load_state_dict({key: state[key] for key in state if key not in ("batch", "taken")})
+    assert fresh.state_dict()["batch"] == 0
+
+
+def test_rows_with_nan_are_named():
+    bank = warm_bank(32)
+    bank.embeddings[7] = torch.nan
+    with pytest.raises(ValueError, match="pool row 7 holds NaN or Inf"):
+        next(iter(GreedyBatchSampler(bank, 8, candidates=None)))

@@ -1,0 +1,214 @@
+"""Packaging: what is shipped, and that a package comes out whatever is missing when it is built."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_kernels import info
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("csrc", "spectral_kernels", "python_tests", "bench", "requirements", "tools", "docs")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", *(path.name for path in ROOT.glob("*.md")))
+OURS = shutil.ignore_patterns("_C.so", "_build_info.json", "__pycache__")
+
+# setuptools' hooks, called as pip calls them; the platform's own folder of packages follows PYTHONPATH
+BUILD = "import sys, setuptools.build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
+SMOKE = """
+import json, sys, torch, spectral_kernels as sk
+from spectral_kernels import info
+assert sk.__file__.startswith(sys.argv[1]), sk.__file__
+z = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+picks = sk.greedy_select(z, 8, candidates=None, start=0)
+print(json.dumps({"indices": picks.indices.tolist(), "rank": sk.effective_rank(z).item(), "info": info.collect()}))
+"""
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    source = folder / "source"
+    source.mkdir()
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=OURS)
+    for name in FILES:
+        shutil.copy(ROOT / name, source / name)
+    return source
+
+
+def environment(**changes: str) -> dict[str, str]:
+    dropped = ("SPECTRAL_KERNELS_BUILD", "SPECTRAL_KERNELS_BACKEND", "SPECTRAL_KERNELS_SANITIZE", "PYTHONPATH")
+    return {key: value for key, value in os.environ.items() if key not in dropped} | changes
+
+
+def build(kind: str, source: Path, folder: Path, python: str = sys.executable, **changes: str) -> tuple[Path, str]:
+    """A wheel or sdist, and what the build said on stderr."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [python, "-c", BUILD, kind, str(folder)],
+        cwd=source, env=environment(**changes), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / done.stdout.splitlines()[-1], done.stderr
+
+
+def use(wheel: Path, folder: Path) -> dict[str, object]:
+    """Unpack a wheel, import it in a new process, and tell what ops and `info` say there."""
+    zipfile.ZipFile(wheel).extractall(folder)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SMOKE, str(folder)],
+        env=environment(PYTHONPATH=str(folder)), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+@pytest.fixture(scope="module")
+def without_library(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What a package says that was built where no compiler runs."""
+    folder = tmp_path_factory.mktemp("no_compiler")
+    wheel, said = build("wheel", copy_of_the_project(folder), folder / "dist", CC="/nonexistent", CXX="/nonexistent")
+    return {"wheel": wheel, "said": said, **use(wheel, folder / "site")}
+
+
+def test_no_compiler_gives_a_package_that_says_so(without_library: dict[str, object]) -> None:
+    reason = "no C++ compiler: CXX=/nonexistent does not run"
+    assert f"spectral_kernels: no C++ library: {reason}" in str(without_library["said"])
+    assert Path(str(without_library["wheel"])).name.endswith("-py3-none-any.whl")
+    found = without_library["info"]
+    assert isinstance(found, dict)
+    assert found["library"]["reason"] == reason
+    assert not found["library"]["loaded"]
+    assert found["ops"]["greedy_select"]["cpu"]["uses"] == "reference"
+    assert f"not built: {reason}" in "\n".join(info.report(found))
+
+
+def test_package_ships_types_and_configs(without_library: dict[str, object]) -> None:
+    names = zipfile.ZipFile(Path(str(without_library["wheel"]))).namelist()
+    assert "spectral_kernels/py.typed" in names
+    shipped = {Path(name).name for name in names if name.startswith("spectral_kernels/training/configs/")}
+    assert shipped == {path.name for path in (ROOT / "spectral_kernels/training/configs").glob("*.yaml")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "spectral_kernels").rglob("*.py")}
+    assert modules == {name for name in names if name.endswith(".py")}
+
+
+def test_sdist_ships_what_builds_tests_and_benchmarks(tmp_path: Path) -> None:
+    source = copy_of_the_project(tmp_path)
+    sdist, _ = build("sdist", source, tmp_path / "dist")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("csrc", "python_tests", "bench", "requirements", "tools"):
+        assert {str(path.relative_to(source)) for path in (source / folder).rglob("*.*")} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.json"))]
+
+
+def test_require_makes_a_missing_library_an_error(tmp_path: Path) -> None:
+    source = copy_of_the_project(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=source, env=environment(SPECTRAL_KERNELS_BUILD="require", CXX="/nonexistent"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "CXX=/nonexistent does not run" in done.stderr
+
+
+@pytest.mark.slow
+def test_plain_pip_install_gives_a_package_without_library(tmp_path: Path) -> None:
+    """pip isolates the build, which then sees no torch; needs a package index for setuptools."""
+    site = tmp_path / "site"
+    source = copy_of_the_project(tmp_path)
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(site), str(source)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    library = json.loads((site / "spectral_kernels/_build_info.json").read_text())
+    assert "--no-build-isolation" in library["reason"]
+    assert not (site / "spectral_kernels/_C.so").exists()
+
+
+@pytest.mark.slow
+def test_a_failed_build_leaves_no_older_library(tmp_path: Path) -> None:
+    source = copy_of_the_project(tmp_path)
+    for path in (source / "csrc").glob("*.cpp"):
+        path.unlink()
+    main = source / "csrc" / "only.cpp"
+    main.write_text("int spectral_kernels_only() { return 0; }\n")
+    first, _ = build("wheel", source, tmp_path / "first", SPECTRAL_KERNELS_BUILD="require")
+    assert "spectral_kernels/_C.so" in zipfile.ZipFile(first).namelist()
+    main.write_text("this is not C++\n")
+    second, said = build("wheel", source, tmp_path / "second")
+    assert "spectral_kernels/_C.so" not in zipfile.ZipFile(second).namelist()
+    assert "csrc/only.cpp does not compile" in said
+
+
+@pytest.mark.slow
+def test_wheel_has_no_rpath_and_no_path_of_its_builder(library_wheel: Path) -> None:
+    content = zipfile.ZipFile(library_wheel).read("spectral_kernels/_C.so")
+    torch_folder = str(Path(torch.__file__).parent)
+    assert torch_folder.encode() not in content
+    assert str(library_wheel.parent.parent).encode() not in content
+
+
+@pytest.fixture(scope="module")
+def library_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("library")
+    source = copy_of_the_project(folder)
+    return build("wheel", source, folder / "dist", SPECTRAL_KERNELS_BUILD="require")[0]
+
+
+@pytest.mark.slow
+def test_wheel_is_for_any_python(library_wheel: Path, tmp_path: Path) -> None:
+    assert re.fullmatch(r"spectral_kernels-[\d.]+-py3-none-linux_\w+\.whl", library_wheel.name)
+    found = use(library_wheel, tmp_path)["info"]
+    assert isinstance(found, dict)
+    assert found["library"]["loaded"]
+    assert found["library"]["torch"] == torch.__version__
+
+
+def other_python() -> str | None:
+    """A Python of another minor version that runs and can make environments."""
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    versions = [version for version in ("3.12", "3.13", "3.14", "3.11") if version != own]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for version in versions:
+        for command in (shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}*/bin/python{version}"))):
+            if command is None:
+                continue
+            done = subprocess.run([str(command), "-c", "import ensurepip, venv"], capture_output=True, check=False)
+            if done.returncode == 0:
+                return str(command)
+    return None
+
+
+@pytest.mark.slow
+def test_wheel_built_under_another_python_loads_here(tmp_path: Path) -> None:
+    """The torch that is compiled against is this Python's, and is not imported by the build."""
+    python = other_python()
+    if python is None:
+        pytest.skip("no other Python of 3.11 or newer is on PATH or under pyenv")
+    subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "setuptools>=77"], check=True, capture_output=True)
+    torch_spec = importlib.util.find_spec("torch")
+    assert torch_spec is not None
+    assert torch_spec.origin is not None
+    # only torch: this Python's compiled packages are not the other one's
+    only_torch = tmp_path / "only_torch"
+    only_torch.mkdir()
+    (only_torch / "torch").symlink_to(Path(torch_spec.origin).parent)
+    source = copy_of_the_project(tmp_path)
+    wheel, _ = build(
+        "wheel", source, tmp_path / "dist", python, PYTHONPATH=str(only_torch), SPECTRAL_KERNELS_BUILD="require"
+    )
+    found = use(wheel, tmp_path / "site")
+    assert isinstance(found["info"], dict)
+    assert found["info"]["library"]["loaded"]
+    assert found["info"]["ops"]["greedy_select"]["cpu"]["uses"] == "cpp"

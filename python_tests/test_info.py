@@ -1,0 +1,70 @@
+"""The report on the installation: complete, useful, and there whatever is broken."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from spectral_kernels import backends, info
+
+
+def run(*arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "spectral_kernels.info", *arguments]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_json_is_what_collect_returns() -> None:
+    assert json.loads(run("--json")).keys() == info.collect().keys()
+
+
+def test_every_op_and_its_backend_is_reported() -> None:
+    text = "\n".join(info.report(info.collect()))
+    for name in backends.OPS:
+        if not name.endswith("_backward"):
+            (line,) = (line for line in text.splitlines() if line.split()[:1] == [name])
+            assert line.split()[1] == backends.choose(name, torch.device("cpu"))
+
+
+def test_library_and_path_are_reported() -> None:
+    found = info.collect()
+    assert found["library"]["built"]
+    assert found["library"]["loaded"]
+    assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in found["library"]["flags"]
+    assert found["cpu"]["path"] in ("avx512", "avx2", "baseline")
+
+
+def test_loops_of_the_library_run_in_parallel() -> None:
+    assert torch.ops.spectral_kernels_cpp.parallel_threads(64) == torch.get_num_threads()
+
+
+def test_forced_backend_that_cannot_run_is_reported() -> None:
+    text = run(SPECTRAL_KERNELS_BACKEND="cuda")
+    assert "refused: backend 'cuda' cannot run greedy_select" in text
+
+
+@pytest.mark.parametrize("section", ["_library", "_cpu", "_cuda", "_ops", "_versions", "_training"])
+def test_a_section_that_fails_leaves_the_others(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> dict[str, object]:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(info, section, fail)
+    text = "\n".join(info.report(info.collect()))
+    assert text.count("cannot be told (RuntimeError: no such thing)") == 1
+
+
+def test_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "CPP_ERROR", "the C++ library was not built")
+    monkeypatch.setattr(info, "_found", lambda module: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text = "\n".join(info.report(info.collect()))
+    for command in (
+        "pip install --no-build-isolation --no-deps --force-reinstall .",
+        "pip install triton",
+        "pip install 'spectral_kernels[train]'",
+    ):
+        assert command in text

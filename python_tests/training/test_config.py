@@ -1,0 +1,144 @@
+"""Settings: read, overridden, refused."""
+
+from pathlib import Path
+
+import pytest
+
+from spectral_kernels.training.config import (
+    Config,
+    build_config,
+    flat,
+    named_configs,
+    parse_strategy,
+    read_config,
+)
+
+
+@pytest.mark.parametrize("name", named_configs())
+def test_shipped_configs_are_valid(name: str) -> None:
+    config = read_config(name)
+    assert build_config(config.to_dict()) == config
+
+
+def test_shipped_configs_are_there() -> None:
+    assert {"demo", "fashion_mnist", "tiny"} <= set(named_configs())
+
+
+def test_overrides() -> None:
+    words = ["train.steps=7", "optimizer.lr=1e-4", "compare.strategies=[random, greedy-4]", "augment.flip=0"]
+    config = read_config("tiny", words)
+    assert config.train.steps == 7
+    assert config.optimizer.lr == 1e-4
+    assert config.compare.strategies == ("random", "greedy-4")
+    assert config.augment.flip == 0.0
+    budget = read_config("tiny", ["train.steps=null", "train.seconds=3"]).train
+    assert budget.steps is None
+    assert budget.seconds == 3.0
+
+
+def test_data_sets_have_their_own_augmentations() -> None:
+    assert read_config("tiny").augment.flip == 0.0
+    assert read_config("tiny", ["data.name=fashion_mnist"]).augment.flip == 0.5
+    assert read_config("tiny", ["augment.flip=0.25"]).augment.flip == 0.25
+
+
+def test_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {steps: 3}\nevaluate:\n")
+    assert read_config(path).train.steps == 3
+    path.write_text("")
+    assert read_config(str(path), ["train.steps=1000"]) == build_config({"train": {"steps": 1000}})
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("train: {stpes: 3}", r"unknown key train\.stpes; did you mean train\.steps\?"),
+        ("steps: 3", r"unknown key steps; did you mean train\.steps\?"),
+        ("optimiser: {lr: 1}", r"unknown key optimiser; did you mean optimizer\?"),
+        ("zzz: 1", "unknown key zzz; the sections are data, augment"),
+        ("train: 3", "train must be a section of key: value, got 3"),
+        ("- 3", "must hold a mapping, got list"),
+        ("train: [", "not valid YAML"),
+        ("train: {steps: !!python/object/apply:os.getcwd []}", "not valid YAML"),
+        ("train: {steps: soon}", r"train\.steps must be a whole number, got 'soon'"),
+        ("train: {steps: 1.5}", r"train\.steps must be a whole number, got 1\.5"),
+        ("train: {steps: true}", r"train\.steps must be a whole number, got True"),
+        ("train: {steps: 3, amp: 1}", r"train\.amp must be true or false, got 1"),
+        ("optimizer: {lr: fast}", r"optimizer\.lr must be a number, got 'fast'"),
+        ("model: {encoder: 4}", r"model\.encoder must be text, got 4"),
+        ("train: {steps: 0}", r"train\.steps must be at least 1, got 0"),
+        ("train: {steps: 5, seconds: 5}", r"exactly one of train\.steps and train\.seconds"),
+        ("train: {batch_size: 8}", r"exactly one of train\.steps and train\.seconds"),
+        ("train: {steps: 5, temperature: 0}", r"train\.temperature must be a finite number above 0, got 0"),
+        ("train: {steps: 5, batch_size: 1}", r"train\.batch_size must be at least 2, got 1"),
+        ("train: {steps: 5, device: tpu}", r"train\.device must be one of auto, cpu, cuda, got 'tpu'"),
+        ("optimizer: {lr: .nan}", r"optimizer\.lr must be a finite number above 0, got nan"),
+        ("optimizer: {name: lars}", r"optimizer\.name must be one of sgd, adamw, got 'lars'"),
+        ("optimizer: {warmup: 1}", r"optimizer\.warmup must be in \[0, 1\), got 1"),
+        ("model: {dim: 0}", r"model\.dim must be at least 1, got 0"),
+        ("data: {name: imagenet}", r"data\.name must be one of fashion_mnist, digits, got 'imagenet'"),
+        ("data: {long_tail: 0.1}", r"data\.long_tail must be at least 1, got 0\.1"),
+        ("data: {duplicates: 1}", r"data\.duplicates must be in \[0, 1\), got 1"),
+        ("augment: {flip: 2}", r"augment\.flip must be in \[0, 1\], got 2"),
+        ("augment: {crop_scale: [0.5]}", r"augment\.crop_scale must hold 2 values, got \[0\.5\]"),
+        ("augment: {crop_scale: 0.5}", r"augment\.crop_scale must be a list such as \[a, b\], got 0\.5"),
+        ("evaluate: {every: 0}", r"evaluate\.every must be at least 1, got 0"),
+        ("evaluate: {train_images: 100}", r"evaluate\.train_images must be at least 200, got 100"),
+        ("selection: {strategy: greedy}", "unknown strategy 'greedy'"),
+        ("selection: {strategy: greedy-8+window}", r"needs selection\.window=\[low, high\]"),
+        ("selection: {window: [5, 3]}", r"selection\.window must be \(low, high\)"),
+        ("selection: {min_seen: 2}", r"selection\.min_seen must be in \[0, 1\], got 2"),
+        ("compare: {seeds: [1, 1]}", r"compare\.seeds must be one or more different values"),
+        ("compare: {seeds: [-1]}", r"compare\.seeds must be at least 0, got -1"),
+        ("compare: {strategies: []}", r"compare\.strategies must be one or more different values"),
+        ("compare: {strategies: [random, best]}", "unknown strategy 'best'"),
+        ("compare: {target_share: 0}", r"compare\.target_share must be above 0 and at most 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_overrides() -> None:
+    with pytest.raises(ValueError, match=r"must look like train\.steps=500, got 'faster'"):
+        read_config("tiny", ["faster"])
+    with pytest.raises(ValueError, match=r"unknown key train\.step; did you mean train\.steps"):
+        read_config("tiny", ["train.step=3"])
+    with pytest.raises(FileNotFoundError, match="no config 'tinny': name a YAML file or one of demo"):
+        read_config("tinny")
+
+
+@pytest.mark.parametrize(
+    "name, kind, policy, candidates, window",
+    [
+        ("random", "random", None, None, False),
+        ("pool-low", "pool", "low", None, False),
+        ("pool-0.25", "pool", 0.25, None, False),
+        ("pool-high+window", "pool", "high", None, True),
+        ("greedy-16", "greedy", None, 16, False),
+        ("greedy-all+window", "greedy", None, None, True),
+    ],
+)
+def test_strategies(name: str, kind: str, policy: object, candidates: int | None, window: bool) -> None:
+    strategy = parse_strategy(name)
+    assert (strategy.name, strategy.kind, strategy.candidates, strategy.window) == (name, kind, candidates, window)
+    assert policy is None or strategy.policy == policy
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Random", "random+window", "pool", "pool-best", "pool-1.5", "greedy-0", "greedy-x", "greedy-8+wind"]
+)
+def test_bad_strategies(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown strategy"):
+        parse_strategy(name)
+
+
+def test_flat_has_every_setting() -> None:
+    names = flat(Config().to_dict())
+    assert names["train.steps"] == 1000
+    assert names["compare.seeds"] == [0, 1]

@@ -1,0 +1,333 @@
+"""The training loop: it learns, it is deterministic, and a run that stopped goes on bit for bit."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from training_helpers import blobs, settings
+
+from spectral_kernels.training import checkpoint
+from spectral_kernels.training.checkpoint import CheckpointError
+from spectral_kernels.training.config import Config, OptimizerConfig
+from spectral_kernels.training.loop import PARTS, STEP_COLUMNS, Observer, Run, derive_seed, train
+from spectral_kernels.training.simclr import Diverged, SimCLR, learning_rate, loss_and_embeddings, make_optimizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:the memory bank is cold")
+STRATEGIES = ["random", "pool-balanced", "greedy-4"]
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """All of a run that training depends on or that a report shows, without the clock's readings."""
+    state = run.state_dict()
+    clock = [STEP_COLUMNS.index(part) for part in PARTS]
+    state["steps"] = torch.tensor([[x for i, x in enumerate(row) if i not in clock] for row in state["steps"].tolist()])
+    state["evaluations"] = [{k: v for k, v in row.items() if k != "seconds"} for row in state["evaluations"]]
+    del state["seconds"]
+    return state
+
+
+def assert_same(left: Any, right: Any, where: str = "") -> None:
+    """Equal bit by bit, NaN included."""
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype, where
+        assert torch.equal(left.nan_to_num(nan=-7), right.nan_to_num(nan=-7)), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for place, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_same(a, b, f"{where}[{place}]")
+    else:
+        assert left == right, where
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAt(Observer):
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, run: Run) -> None:
+        if run.step == self.at:
+            raise Killed
+
+
+def with_strategy(strategy: str, **sections: dict[str, Any]) -> Config:
+    sections["selection"] = sections.get("selection", {}) | {"strategy": strategy}
+    return settings(**sections)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resume_is_bit_identical(strategy: str, optimizer: str, tmp_path: Path) -> None:
+    """Six steps at once, against three, a kill one step later, and the rest by another process' worth of objects."""
+    data = blobs()
+    config = with_strategy(strategy, optimizer={"name": optimizer, "lr": 0.02})
+    whole = train(config, data, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(config, data, tmp_path / "parts", KillAt(4))
+    torch.manual_seed(123)  # the global generator must not matter
+    resumed = train(config, data, tmp_path / "parts")
+    assert [row["step"] for row in resumed.evaluations] == [0, 3, 6]
+    assert_same(state_of(whole), state_of(resumed))
+    if strategy != "random":
+        assert any(row[STEP_COLUMNS.index("chosen")] for row in whole.steps)
+
+
+@pytest.mark.parametrize("strategy", ["greedy-4", "pool-low"])
+def test_resume_without_replacement(strategy: str, tmp_path: Path) -> None:
+    """Later batches of an epoch depend on what the earlier ones took; the epoch (10 batches) ends in the second half."""
+    data = blobs()
+    config = with_strategy(strategy, selection={"replacement": False}, train={"steps": 13, "checkpoint_every": 7})
+    config = replace(config, evaluate=replace(config.evaluate, every=100))
+    whole = train(config, data)
+    with pytest.raises(Killed):
+        train(config, data, tmp_path, KillAt(9))
+    assert_same(state_of(whole), state_of(train(config, data, tmp_path)))
+
+
+def test_same_seed_same_run_and_other_seed_another() -> None:
+    data, config = blobs(), with_strategy("greedy-4")
+    first, second = train(config, data), train(config, data)
+    assert_same(state_of(first), state_of(second))
+    other = train(replace(config, train=replace(config.train, seed=1)), data)
+    assert first.steps[0][0] != other.steps[0][0]
+
+
+def test_strategies_share_start_and_augmentations() -> None:
+    """Until the bank is warm nothing differs; afterwards the augmentation stream still is the same."""
+    data = blobs()
+    runs = [train(with_strategy(name), data) for name in STRATEGIES]
+    assert len({run.steps[0][0] for run in runs}) == 1
+    for run in runs[1:]:
+        assert run.evaluations[0] == runs[0].evaluations[0] | {"seconds": 0.0}
+        assert torch.equal(run.generator.get_state(), runs[0].generator.get_state())
+
+
+def test_global_generator_is_left_alone() -> None:
+    data = blobs()
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    train(with_strategy("greedy-4"), data)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_training_learns() -> None:
+    data = blobs(count=640)
+    config = settings(train={"steps": 60, "amp": False}, evaluate={"every": 60}, optimizer={"lr": 0.2})
+    run = train(config, data)
+    early, late = (sum(row[0] for row in rows) / 10 for rows in (run.steps[:10], run.steps[-10:]))
+    assert late < early - 0.3
+    assert run.evaluations[-1]["linear"] >= run.evaluations[0]["linear"]
+
+
+def test_record() -> None:
+    run = train(with_strategy("greedy-4"), blobs())
+    assert len(run.steps) == run.step == 6
+    rows = [dict(zip(STEP_COLUMNS, row, strict=True)) for row in run.steps]
+    assert [math.isnan(row["effective_rank"]) for row in rows] == [False, True] * 3
+    assert all(1 <= row["effective_rank"] <= 8 for row in rows[::2])
+    assert all(row[part] > 0 for row in rows for part in PARTS)
+    assert run.elapsed == pytest.approx(sum(row[part] for row in rows for part in PARTS))
+    assert run.evaluations[-1]["seconds"] == pytest.approx(run.elapsed)
+    assert run.progress == 1
+
+
+def test_evaluation_is_off_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = blobs()
+    run = Run(settings(), data)
+    run.turn()
+    assert run.elapsed == 0
+    run.turn()
+    before = run.elapsed
+    run.evaluate()
+    run.warm_up()
+    assert run.elapsed == before
+
+
+def test_warm_up_changes_nothing() -> None:
+    data = blobs()
+    left, right = Run(settings(), data), Run(settings(), data)
+    left.warm_up()
+    assert_same(state_of(left), state_of(right))
+
+
+def test_budget_in_seconds() -> None:
+    run = train(settings(train={"steps": None, "seconds": 0.4}, evaluate={"every": 5}), blobs())
+    assert run.finished
+    assert run.elapsed >= 0.4
+    assert run.elapsed - sum(run.steps[-1][-3:]) < 0.4
+    assert run.evaluations[-1]["step"] == run.step
+
+
+def test_bank_holds_the_mean_of_both_views() -> None:
+    model = SimCLR(settings().model, 1)
+    views = torch.randn(16, 1, 8, 8)
+    loss, embeddings = loss_and_embeddings(model, views, 0.2, amp=False)
+    first, second = functional.normalize(model(views), dim=1).chunk(2)
+    assert torch.allclose(embeddings, functional.normalize(first + second, dim=1), atol=1e-5)
+    assert not embeddings.requires_grad
+    logits = torch.cat([first, second]) @ torch.cat([first, second]).T / 0.2
+    logits.fill_diagonal_(-torch.inf)
+    expected = functional.cross_entropy(logits, (torch.arange(16) + 8) % 16)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_schedule() -> None:
+    config = OptimizerConfig(lr=2.0, warmup=0.25)
+    assert learning_rate(0.125, config) == pytest.approx(1.0)
+    assert learning_rate(0.25, config) == pytest.approx(2.0)
+    assert learning_rate(0.625, config) == pytest.approx(1.0)
+    assert learning_rate(1.0, config) == pytest.approx(0.0)
+    assert learning_rate(0.0, replace(config, warmup=0.0)) == 2.0
+
+
+def test_no_decay_on_biases_and_normalisation() -> None:
+    optimizer = make_optimizer(SimCLR(settings().model, 1), OptimizerConfig(weight_decay=0.1))
+    decayed, free = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert {p.ndim for p in free["params"]} == {1}
+
+
+def test_derived_seeds_differ() -> None:
+    seeds = {derive_seed(seed, purpose) for seed in range(20) for purpose in ("model", "augment", "sampler")}
+    assert len(seeds) == 60
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# --- what must not go wrong silently
+
+
+def test_divergence_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    data, config = blobs(), settings()
+
+    class Poison(Observer):
+        def step(self, run: Run) -> None:
+            if run.step == 4:
+                with torch.no_grad():
+                    next(run.model.parameters()).fill_(torch.nan)
+
+    with pytest.raises(Diverged, match=r"training diverged at step 4: a projection is NaN or Inf; .*last\.ckpt"):
+        train(config, data, tmp_path, Poison())
+    kept = Run(config, data, tmp_path)
+    assert kept.step == 3
+    assert all(parameter.isfinite().all() for parameter in kept.model.parameters())
+
+
+def test_a_poisoned_state_is_not_saved(tmp_path: Path) -> None:
+    run = Run(settings(), blobs(), tmp_path)
+    run.save()
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with torch.no_grad():
+        next(run.model.parameters())[0] = torch.inf
+    with pytest.raises(Diverged, match="a parameter is NaN or Inf"):
+        run.save()
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    checkpoint.save(path, {"step": 1})
+
+    def fails(content: object, file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(path, {"step": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(path, ("step",))["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "cannot be read as a checkpoint"),
+        (b"not a checkpoint", "cannot be read as a checkpoint"),
+        ([1, 2], "holds a list"),
+        ({"step": 1}, "has no field 'format'"),
+        ({"format": 99, "x": 0}, "has no field 'config'"),
+        ({"format": 1, "config": Evil()}, "cannot be read as a checkpoint"),
+    ],
+)
+def test_unreadable_checkpoints(
+    content: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "last.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Run(settings(), blobs(), tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_truncated_checkpoint(tmp_path: Path) -> None:
+    Run(settings(), blobs(), tmp_path).save()
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        Run(settings(), blobs(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, change, message",
+    [
+        ("format", lambda value: 99, "has format 99, this version reads 1"),
+        ("model", lambda value: {}, "field 'model' does not fit"),
+        ("optimizer", lambda value: {"state": {}, "param_groups": []}, "field 'optimizer' does not fit"),
+        ("generator", lambda value: value[:10], "field 'generator' does not fit"),
+        ("sampler", lambda value: value | {"batch_size": 7}, "field 'sampler' does not fit: .*batch_size"),
+        ("bank", lambda value: value | {"embeddings": torch.zeros(3, 3)}, "field 'bank' does not fit"),
+        ("bank", lambda value: None, "field 'bank' does not fit"),
+        ("data", lambda value: "faces 3x3", "data is 'faces 3x3' there"),
+    ],
+)
+def test_mismatched_fields(field: str, change: Any, message: str, tmp_path: Path) -> None:
+    config, data = with_strategy("greedy-4"), blobs()
+    run = Run(config, data, tmp_path)
+    state = run.state_dict()
+    torch.save({"format": 1, **state, field: change(state.get(field))}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=message):
+        Run(config, data, tmp_path)
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    data = blobs()
+    Run(settings(), data, tmp_path).save()
+    with pytest.raises(CheckpointError, match=r"of another run: optimizer\.lr is 0\.1 there and 0\.3 here"):
+        Run(settings(optimizer={"lr": 0.3}), data, tmp_path)
+    with pytest.raises(CheckpointError, match=r"data is 'blobs 320x1x8x8' there and 'blobs 400x1x8x8' here"):
+        Run(settings(), blobs(count=400), tmp_path)
+    Run(settings(train={"checkpoint_every": 1}, compare={"seeds": [9]}), data, tmp_path)  # does not matter
+
+
+def test_batch_larger_than_the_pool() -> None:
+    with pytest.raises(ValueError, match=r"batch_size = 500 exceeds the 320 rows"):
+        Run(settings(train={"batch_size": 500}), blobs())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match=r"train\.device is 'cuda', but PyTorch sees no CUDA device"):
+        Run(settings(train={"device": "cuda"}), blobs())

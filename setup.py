@@ -1,0 +1,276 @@
+"""Builds csrc into spectral_kernels/_C.so: one library for every Python 3 and, through PyTorch's stable ABI,
+every torch from 2.11 on. The package's metadata is in pyproject.toml.
+
+What cannot be built never fails the install: the package then runs on its other backends, and
+`python -m spectral_kernels.info` says why. Environment variables:
+
+SPECTRAL_KERNELS_BUILD     "0" builds no library; "require" makes a library that cannot be built an error.
+SPECTRAL_KERNELS_SANITIZE  such as "address,undefined": compiles with -fsanitize=.
+CXX, MAX_JOBS              the compiler; how many of it run at a time.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"spectral_kernels builds with setuptools 77 or newer, found {setuptools.__version__}: "
+        "pip install --upgrade setuptools"
+    )
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 11)
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-psabi",
+    f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
+]
+X86_FLAGS = ["-DSPECTRAL_KERNELS_X86"]
+# by the end of a file's name; every other file runs on any x86-64
+ISA_FLAGS = {
+    "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "_avx2": ["-mavx2", "-mfma"],
+}
+
+
+class NotBuilt(Exception):
+    """Why there is no library."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What a library is built with; `flags` are those of every file, without the machine's own paths."""
+
+    compiler: tuple[str, ...]
+    compiler_version: str
+    torch_folder: Path
+    torch_version: str
+    flags: tuple[str, ...]
+    sanitize: str
+
+
+def find_torch() -> tuple[Path, str]:
+    """Folder and version of the torch that this Python sees, not imported: it may be another Python's."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise NotBuilt("there was no torch when it was built (pip hides it unless told --no-build-isolation)")
+    folder = Path(spec.origin).parent
+    version_file = folder / "version.py"
+    text = version_file.read_text(encoding="utf-8") if version_file.is_file() else ""
+    found = re.search(r"^__version__ = '((\d+)\.(\d+)[^']*)'", text, re.MULTILINE)
+    if found is None:
+        raise NotBuilt("the version of the torch that was there when it was built cannot be read")
+    if (int(found[2]), int(found[3])) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise NotBuilt(f"torch {found[1]} was there when it was built, {oldest} or newer is needed")
+    if not (folder / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+        raise NotBuilt(f"torch {found[1]} was there when it was built, but without its C++ headers")
+    return folder, found[1]
+
+
+def find_compiler() -> tuple[tuple[str, ...], str]:
+    """The C++ compiler's command and the first line of its --version."""
+    named = os.environ.get("CXX")
+    commands = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
+    for command in commands:
+        if shutil.which(command[0]) is None:
+            continue
+        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return tuple(command), answer.stdout.splitlines()[0]
+    tried = f"CXX={named} does not run" if named else "none of c++, g++ and clang++ was found"
+    raise NotBuilt(f"no C++ compiler: {tried}")
+
+
+def find_toolchain() -> Toolchain:
+    """Raises NotBuilt when something is missing."""
+    if not sys.platform.startswith("linux"):
+        raise NotBuilt(f"the library is built on Linux only, this is {sys.platform}")
+    torch_folder, torch_version = find_torch()
+    compiler, compiler_version = find_compiler()
+    flags = list(FLAGS)
+    if is_x86():
+        flags += X86_FLAGS
+    sanitize = os.environ.get("SPECTRAL_KERNELS_SANITIZE", "")
+    if sanitize:
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
+    return Toolchain(compiler, compiler_version, torch_folder, torch_version, tuple(flags), sanitize)
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def find_sources() -> list[Path]:
+    """csrc/*.cpp that this processor's family can run; emulation.cpp is a module of the tests."""
+    sources = sorted(path for path in (ROOT / "csrc").glob("*.cpp") if path.stem != "emulation")
+    if not is_x86():
+        sources = [path for path in sources if not path.stem.endswith(tuple(ISA_FLAGS))]
+    if not sources:
+        raise NotBuilt("csrc holds no C++ sources")
+    return sources
+
+
+def isa_flags(source: Path) -> list[str]:
+    return next((flags for ending, flags in ISA_FLAGS.items() if source.stem.endswith(ending)), [])
+
+
+def run(command: list[str], what: str) -> None:
+    """Raises NotBuilt with the first error line; everything the compiler says goes to stderr."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise NotBuilt(f"{what}: {error}") from error
+    if done.stderr:
+        print(done.stderr, end="", file=sys.stderr, flush=True)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise NotBuilt(f"{what}: {errors[0].strip() if errors else f'exit status {done.returncode}'}")
+
+
+def written_to(path: Path) -> Path:
+    """A name beside `path`, to be renamed when whole: builds may run at the same time."""
+    return path.with_name(f".{os.getpid()}.{path.name}")
+
+
+def is_current(built: Path, depends: Path) -> bool:
+    """Whether no file that the compiler read for `built` has changed since."""
+    if not built.is_file() or not depends.is_file():
+        return False
+    _, _, names = depends.read_text(encoding="utf-8").replace("\\\n", " ").partition(":")
+    built_at = built.stat().st_mtime_ns
+    read = [ROOT / name for name in names.split()]
+    return all(path.is_file() and path.stat().st_mtime_ns < built_at for path in read)
+
+
+def compile_source(source: Path, folder: Path, tools: Toolchain) -> Path:
+    built, depends = folder / f"{source.stem}.o", folder / f"{source.stem}.d"
+    if is_current(built, depends):
+        return built
+    new, started = written_to(built), time.time_ns()
+    include = tools.torch_folder / "include"
+    command = [*tools.compiler, *tools.flags, *isa_flags(source), f"-isystem{include}"]
+    # what torch's checks say of a file must not name the machine that built it
+    command += [f"-ffile-prefix-map={include}=torch/include", f"-ffile-prefix-map={ROOT}=."]
+    command += ["-MMD", "-MF", str(depends), "-c", str(source.relative_to(ROOT)), "-o", str(new)]
+    run(command, f"csrc/{source.name} does not compile")
+    os.utime(new, ns=(started, started))  # a file edited while it was compiled is newer
+    new.replace(built)
+    return built
+
+
+def build_library(target: Path, tools: Toolchain) -> None:
+    """Compile what has changed and link it into `target`."""
+    sources = find_sources()
+    key = hashlib.sha256(repr((tools, ISA_FLAGS)).encode()).hexdigest()[:12]
+    folder = ROOT / "build" / f"objects-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ThreadPoolExecutor(jobs) as pool:
+        objects = list(pool.map(lambda source: compile_source(source, folder, tools), sources))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = written_to(target)
+    # no rpath: torch is imported, and so its libraries loaded, before this one
+    link = [*tools.compiler, "-shared", *tools.flags, *map(str, objects), "-o", str(new)]
+    link += [f"-L{tools.torch_folder / 'lib'}", "-Wl,--as-needed", "-ltorch_cpu", "-lc10"]
+    if not tools.sanitize:
+        link += ["-Wl,--no-undefined"]
+    run(link, "the library does not link")
+    new.replace(target)
+
+
+def try_build(target: Path) -> dict[str, Any]:
+    """Build and describe it, or remove what an earlier build left and say why there is none."""
+    wish = os.environ.get("SPECTRAL_KERNELS_BUILD", "1")
+    if wish not in ("0", "1", "require"):
+        raise SystemExit(f"SPECTRAL_KERNELS_BUILD must be 0, 1 or require, got {wish!r}")
+    try:
+        if wish == "0":
+            raise NotBuilt("SPECTRAL_KERNELS_BUILD=0 was set when the package was built")
+        tools = find_toolchain()
+        build_library(target, tools)
+    except NotBuilt as error:
+        target.unlink(missing_ok=True)
+        print(f"spectral_kernels: no C++ library: {error}", file=sys.stderr, flush=True)
+        if wish == "require":
+            raise SystemExit("spectral_kernels: SPECTRAL_KERNELS_BUILD=require, giving up") from error
+        return {"built": False, "reason": str(error)}
+    isas = {ending.removeprefix("_"): flags for ending, flags in ISA_FLAGS.items()} if is_x86() else {}
+    return {
+        "built": True,
+        "compiler": tools.compiler_version,
+        "torch": tools.torch_version,
+        "flags": list(tools.flags),
+        "isa_flags": isas,
+    }
+
+
+class BuildLibrary(build_ext):
+    """Builds _C.so and _build_info.json in place of a Python extension module."""
+
+    def folders(self) -> Iterator[Path]:
+        yield Path(self.build_lib) / "spectral_kernels"
+        if self.inplace:
+            yield ROOT / "spectral_kernels"
+
+    def run(self) -> None:
+        *_, folder = self.folders()
+        info = try_build(folder / "_C.so")
+        folder.mkdir(parents=True, exist_ok=True)
+        new = written_to(folder / "_build_info.json")
+        new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        new.replace(folder / "_build_info.json")
+
+    def library_was_built(self) -> bool:
+        return any((folder / "_C.so").is_file() for folder in self.folders())
+
+    def get_outputs(self) -> list[str]:
+        folder = Path(self.build_lib) / "spectral_kernels"
+        return [str(folder / name) for name in ("_C.so", "_build_info.json") if (folder / name).is_file()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+
+class TaggedWheel(bdist_wheel):
+    """py3-none-<platform> with the library, which any Python 3 loads; py3-none-any without."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        built = self.get_finalized_command("build_ext").library_was_built()
+        return "py3", "none", super().get_tag()[2] if built else "any"
+
+
+setup(
+    ext_modules=[Extension("spectral_kernels._C", sources=[])],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": TaggedWheel},
+)

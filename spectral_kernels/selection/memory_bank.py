@@ -1,0 +1,212 @@
+"""Memory bank: the last embedding of every sample, and how old it is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.ops._rows import NORM_FLOOR, accumulation_dtype
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """How old a bank's embeddings are.
+
+    Attributes:
+        seen: share of the rows that hold an embedding, in [0, 1].
+        mean_age, max_age: over the seen rows, in calls of `update`; 0 when no row is seen.
+    """
+
+    seen: float
+    mean_age: float
+    max_age: int
+
+
+class MemoryBank:
+    """Last seen embedding of each of n samples, addressed by the sample's index (theory.md §5).
+
+    Rows are refreshed from the training step's own output, at no extra forward pass. An unseen row
+    is zero, which is how the selectors recognise it. `update` and `gather` cost O(batch), whatever
+    n.
+
+    The bank is not a `torch.nn.Module` on purpose: DistributedDataParallel would broadcast its n x
+    d buffer on every forward pass, and `model.half()` would convert it. Every process keeps a bank
+    of its own; give `update` the indices and embeddings gathered from all processes, as the
+    contrastive loss does, or a process knows only the samples it has trained on itself.
+
+    Args:
+        n: number of samples.
+        d: number of features.
+        dtype: of the embeddings stored: float64, float32, bfloat16 or float16.
+        device: where the bank lives; None is torch's default device.
+
+    Attributes:
+        embeddings: (n, d), unit rows, zero where unseen. The bank's own storage: read it, do not
+            write it.
+        step: calls of `update` so far.
+
+    Raises:
+        ValueError: n or d below 1, a dtype that is not one of the four.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        d: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        checks.integer(n, "n", 1)
+        checks.integer(d, "d", 1)
+        if dtype not in checks.FLOATING:
+            raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+        self.embeddings = torch.zeros(n, d, dtype=dtype, device=device)
+        # the step of each row's last update, so that ageing costs nothing; -1 is unseen
+        self._updated = torch.full((n,), -1, dtype=torch.int64, device=device)
+        self._num_seen = torch.zeros((), dtype=torch.int64, device=device)
+        self.step = 0
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.embeddings.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.embeddings.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bank lives."""
+        return self.embeddings.device
+
+    @property
+    def seen(self) -> Tensor:
+        """(n,) bool: rows that hold an embedding."""
+        return self._updated >= 0
+
+    @property
+    def num_seen(self) -> int:
+        """Rows that hold an embedding; counted as they are updated, so this does not scan the bank."""
+        return int(self._num_seen)
+
+    @property
+    def age(self) -> Tensor:
+        """(n,) int64: updates of the bank since the row's own, 0 for the newest; -1 where unseen."""
+        return torch.where(self.seen, self.step - 1 - self._updated, -1)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        stored = f"dtype={self.embeddings.dtype}, device={str(self.device)!r}"
+        return f"MemoryBank({self.n}, {self.d}, {stored}, step={self.step}, seen={self.num_seen})"
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, z: Tensor) -> None:
+        """Store new embeddings, L2-normalised, detached and cast to the bank's dtype.
+
+        Where an index occurs twice, the later row wins. A zero row has no direction: its sample
+        becomes unseen.
+
+        Args:
+            indices: (b,) int64, in [0, n).
+            z: (b, d), float64, float32, bfloat16 or float16, contiguous or not, on any device.
+
+        Raises:
+            ValueError: wrong shape or dtype, indices out of range, a row of z that holds NaN or
+                Inf; the bank is then as it was. On CUDA looking for such rows waits for the stream;
+                `set_checks(False)` leaves it out.
+        """
+        checks.floating(z, "z", ndim=2)
+        if z.shape[1] != self.d:
+            raise ValueError(f"z has d = {z.shape[1]}, but the bank has d = {self.d}")
+        rows = self._rows(indices)
+        if len(rows) != len(z):
+            raise ValueError(f"indices has {len(rows)} entries, but z has {len(z)} rows")
+        values = z.to(self.device, torch.promote_types(accumulation_dtype(z.dtype), self.embeddings.dtype))
+        finite = values.isfinite().all(1)
+        if checks.enabled() and not bool(finite.all()):
+            checks.bad_row(~finite, "z")
+        norm = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        zero = norm <= NORM_FLOOR
+        values = torch.where(zero, 0.0, values / norm).to(self.embeddings.dtype)
+
+        # every occurrence of an index writes the row of its last one, so the order of writing is free
+        ordered, order = rows.sort(stable=True)
+        last = torch.searchsorted(ordered, ordered, right=True) - 1
+        winner = order[last]
+        before = self._updated[ordered] >= 0
+        after = ~zero[winner, 0]
+        counted = last == torch.arange(len(last), device=self.device)
+        self._num_seen += (counted & after).sum() - (counted & before).sum()
+        self.embeddings[ordered] = values[winner]
+        self._updated[ordered] = torch.where(after, self.step, -1)
+        self.step += 1
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Embeddings (b, d) of the samples `indices` (b,), zero where unseen; a copy.
+
+        Raises:
+            ValueError: indices not int64, empty or out of range.
+        """
+        return self.embeddings[self._rows(indices)]
+
+    def staleness(self) -> Staleness:
+        """Share of rows seen, and their mean and maximum age. O(n)."""
+        age = self.age[self.seen]
+        if len(age) == 0:
+            return Staleness(0.0, 0.0, 0)
+        return Staleness(len(age) / self.n, float(age.double().mean()), int(age.max()))
+
+    def reset(self) -> None:
+        """Forget every embedding."""
+        self.embeddings.zero_()
+        self._updated.fill_(-1)
+        self._num_seen.zero_()
+        self.step = 0
+
+    def to(self, device: torch.device | str) -> "MemoryBank":
+        """Move to a device, in place; returns the bank."""
+        self.embeddings = self.embeddings.to(device)
+        self._updated = self._updated.to(device)
+        self._num_seen = self._num_seen.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """`embeddings` (n, d), `updated` (n,) int64 and `step`; the tensors are the bank's own."""
+        return {"embeddings": self.embeddings, "updated": self._updated, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy a state in; it may lie on another device.
+
+        Raises:
+            ValueError: an entry is missing, or of another type, shape or dtype, or not what a bank
+                writes.
+        """
+        missing = {"embeddings", "updated", "step"} - set(state)
+        if missing:
+            raise ValueError(f"the state of the memory bank lacks {', '.join(sorted(missing))}")
+        embeddings, updated = state["embeddings"], state["updated"]
+        for name, loaded, own in (
+            ("embeddings", embeddings, self.embeddings),
+            ("updated", updated, self._updated),
+        ):
+            if not isinstance(loaded, Tensor) or loaded.shape != own.shape or loaded.dtype != own.dtype:
+                got = f"{loaded.dtype} {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else repr(loaded)
+                raise ValueError(f"{name} of the state is {got}, but the bank has {own.dtype} {tuple(own.shape)}")
+        step = checks.integer(state["step"], "step of the state", 0)
+        checks.finite_rows(embeddings, "embeddings of the state")
+        if int(updated.min()) < -1 or int(updated.max()) >= step:
+            raise ValueError(f"updated of the state must lie in [-1, {step})")
+        self.embeddings.copy_(embeddings)
+        self._updated.copy_(updated)
+        self._num_seen.copy_(self.seen.sum())
+        self.step = step
+
+    def _rows(self, indices: Tensor) -> Tensor:
+        return checks.row_indices(indices, "indices", self.n, 1).to(self.device)

@@ -1,0 +1,401 @@
+"""The settings of a run: dataclasses, read from YAML and `key=value` overrides, refused where they make no
+sense.
+"""
+
+import contextlib
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spectral_kernels import checks
+from spectral_kernels.ops.pool import POLICIES
+from spectral_kernels.training.augment import DEFAULTS, AugmentConfig
+from spectral_kernels.training.data import NAMES, require
+from spectral_kernels.training.models import ENCODERS
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A parsed strategy name.
+
+    kind: `"random"`, `"pool"` or `"greedy"`. policy: of the pool selector. candidates: of the greedy
+    builder, None for every row. window: whether the selector steers into `selection.window`.
+    """
+
+    name: str
+    kind: str
+    policy: str | float = "balanced"
+    candidates: int | None = None
+    window: bool = False
+
+
+def parse_strategy(name: str) -> Strategy:
+    """Read `random`, `pool-low`, `pool-balanced`, `pool-high`, `pool-0.25`, `greedy-64`, `greedy-all`,
+    each but the first optionally followed by `+window`.
+
+    Raises:
+        ValueError: any other name.
+    """
+    head, plus, option = name.partition("+")
+    windowed = option == "window"
+    kind, _dash, value = head.partition("-")
+    if name == "random":
+        return Strategy(name, "random")
+    if windowed or not plus:
+        if kind == "greedy" and re.fullmatch(r"[1-9]\d*|all", value):
+            return Strategy(name, kind, candidates=None if value == "all" else int(value), window=windowed)
+        if kind == "pool" and value in POLICIES:
+            return Strategy(name, kind, policy=value, window=windowed)
+        if kind == "pool" and re.fullmatch(r"[01]|0?\.\d+|1\.0+", value):
+            return Strategy(name, kind, policy=float(value), window=windowed)
+    raise ValueError(
+        f"unknown strategy {name!r}: random, pool-low, pool-balanced, pool-high, pool-QUANTILE, greedy-M "
+        "(such as greedy-64) or greedy-all, optionally followed by +window"
+    )
+
+
+def _at_least(section: str, low: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not low <= value < math.inf:
+            raise ValueError(f"{section}.{name} must be at least {low}, got {value!r}")
+
+
+def _above(section: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{section}.{name} must be a finite number above 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """name, root, download, fallback: see `data.load`. long_tail, duplicates: see `data.training_pool`."""
+
+    name: str = "fashion_mnist"
+    root: str | None = None
+    download: bool = True
+    fallback: str | None = None
+    long_tail: float | None = None
+    duplicates: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.one_of(self.name, "data.name", NAMES)
+        if self.fallback is not None:
+            checks.one_of(self.fallback, "data.fallback", ("digits",))
+        _at_least("data", 1, long_tail=self.long_tail)
+        if not 0 <= self.duplicates < 1:
+            raise ValueError(f"data.duplicates must be in [0, 1), got {self.duplicates!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """encoder, width: see `models.encoder`. hidden, dim: of the projection head."""
+
+    encoder: str = "conv4"
+    width: int | None = None
+    hidden: int = 256
+    dim: int = 128
+
+    def __post_init__(self) -> None:
+        checks.one_of(self.encoder, "model.encoder", ENCODERS)
+        _at_least("model", 1, width=self.width, hidden=self.hidden, dim=self.dim)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """name: `"sgd"` or `"adamw"`. lr: peak learning rate, reached after `warmup` (share of the budget),
+    then a cosine down to 0. momentum: of SGD (Nesterov where `nesterov`). weight_decay: not on biases and
+    normalisation.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.3
+    warmup: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        checks.one_of(self.name, "optimizer.name", ("sgd", "adamw"))
+        _above("optimizer", lr=self.lr)
+        _at_least("optimizer", 0, weight_decay=self.weight_decay)
+        for name in ("warmup", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} must be in [0, 1), got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """strategy: of `train`; see `parse_strategy`. draws: of the pool selector. window: (low, high)
+    effective rank. min_seen: batches are random until this share of the pool has an embedding in the
+    memory bank. replacement: each batch chooses from the whole pool, instead of from what an epoch has
+    left.
+    """
+
+    strategy: str = "greedy-64"
+    draws: int = 16
+    window: tuple[float, float] | None = None
+    min_seen: float = 0.9
+    replacement: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("selection", 1, draws=self.draws)
+        if not 0 <= self.min_seen <= 1:
+            raise ValueError(f"selection.min_seen must be in [0, 1], got {self.min_seen!r}")
+        if self.window is not None and not 0 < self.window[0] <= self.window[1] < math.inf:
+            raise ValueError(
+                f"selection.window must be (low, high) with 0 < low <= high, got {self.window!r}"
+            )
+        self.parsed()
+
+    def parsed(self, strategy: str | None = None) -> Strategy:
+        """The strategy, or another one under the same settings."""
+        parsed = parse_strategy(self.strategy if strategy is None else strategy)
+        if parsed.window and self.window is None:
+            raise ValueError(f"strategy {parsed.name!r} needs selection.window=[low, high]")
+        return parsed
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """steps, seconds: the budget, exactly one of them; seconds are training wall-clock, evaluation excluded.
+    temperature: of NT-Xent. amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic.
+    rank_every: steps between measurements of the batch's effective rank. checkpoint_every: steps between
+    writes of last.ckpt. device: `"auto"`, `"cpu"`, `"cuda"`.
+    """
+
+    seed: int = 0
+    batch_size: int = 256
+    steps: int | None = None
+    seconds: float | None = None
+    temperature: float = 0.2
+    amp: bool | None = None
+    channels_last: bool = True
+    rank_every: int = 10
+    checkpoint_every: int = 200
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError(
+                "exactly one of train.steps and train.seconds must be set, "
+                f"got steps={self.steps!r} and seconds={self.seconds!r}"
+            )
+        _at_least("train", 0, seed=self.seed)
+        _at_least(
+            "train", 1, steps=self.steps, rank_every=self.rank_every, checkpoint_every=self.checkpoint_every
+        )
+        _at_least("train", 2, batch_size=self.batch_size)
+        _above("train", seconds=self.seconds, temperature=self.temperature)
+        checks.one_of(self.device, "train.device", ("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """every: steps between evaluations (also before the first step and after the last). train_images,
+    test_images: how many are used, None for all; the training ones are drawn once from the clean set. l2:
+    of the linear probe.
+    """
+
+    every: int = 200
+    train_images: int | None = None
+    test_images: int | None = None
+    l2: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _at_least("evaluate", 1, every=self.every)
+        _at_least("evaluate", 200, train_images=self.train_images)
+        _at_least("evaluate", 1, test_images=self.test_images)
+        _at_least("evaluate", 0, l2=self.l2)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """strategies × seeds. The target is the linear probe's accuracy that the mean of the `random` runs has
+    reached at `target_share` of the budget, or `target` where that is set."""
+
+    strategies: tuple[str, ...] = ("random", "pool-balanced", "greedy-64")
+    seeds: tuple[int, ...] = (0, 1)
+    target_share: float = 0.8
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("strategies", self.strategies), ("seeds", self.seeds)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"compare.{name} must be one or more different values, got {list(values)!r}")
+        for strategy in self.strategies:
+            parse_strategy(strategy)
+        if min(self.seeds) < 0:
+            raise ValueError(f"compare.seeds must be at least 0, got {min(self.seeds)}")
+        for name, value in (("target_share", self.target_share), ("target", self.target)):
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"compare.{name} must be above 0 and at most 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; `selection.strategy` and `train.seed` are those of `train`, `compare`
+    sets its own.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # read from a file: the data set's own
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000))
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain types, what YAML, JSON and a checkpoint can hold."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as {"train.steps": …}."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+# --- reading
+
+
+def named_configs() -> list[str]:
+    """The configs that come with the package."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+
+def read_config(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config by the name of one that comes with the package, or from a YAML file.
+
+    Args:
+        overrides: `"train.steps=500"`, values in YAML.
+
+    Raises:
+        FileNotFoundError: neither a name nor a file.
+        ValueError: no valid YAML, unknown keys (the nearest known one is offered), wrong types, values out
+            of range.
+    """
+    path = CONFIG_FOLDER / f"{name_or_file}.yaml"
+    if not path.is_file() or str(name_or_file).endswith((".yaml", ".yml")):
+        path = Path(name_or_file)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no config {str(name_or_file)!r}: name a YAML file or one of {', '.join(named_configs())}"
+        )
+    content = _yaml(path.read_text(encoding="utf-8"), str(path))
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping, got {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    return build_config(content)
+
+
+def build_config(content: Mapping[str, Any]) -> Config:
+    """A `Config` from nested plain types, every key and type checked; what `augment` does not say is as the
+    data set asks for (`augment.DEFAULTS`)."""
+    config: Config = _build(Config, content, "")
+    given = content.get("augment") or {}
+    augment = _build(AugmentConfig, {**DEFAULTS.get(config.data.name, {}), **given}, "augment.")
+    return replace(config, augment=augment)
+
+
+def _yaml(text: str, source: str) -> Any:
+    yaml = require("yaml", "reading a config", "PyYAML")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"an override must look like train.steps=500, got {override!r}")
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        child = section.get(parent)
+        section[parent] = child if isinstance(child, dict) else {}
+        section = section[parent]
+    section[last] = _yaml(value, override)
+
+
+def _build(cls: Any, content: Any, prefix: str) -> Any:
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{prefix.rstrip('.') or 'the config'} must be a section of key: value, got {content!r}"
+        )
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in content.items():
+        if key not in hints:
+            raise ValueError(f"unknown key {prefix}{key}{_nearest(f'{prefix}{key}')}")
+        hint = hints[key]
+        values[key] = (
+            _build(hint, {} if value is None else value, f"{prefix}{key}.")
+            if is_dataclass(hint)
+            else _convert(value, hint, f"{prefix}{key}")
+        )
+    return cls(**values)
+
+
+def _nearest(key: str) -> str:
+    known = [*flat(Config().to_dict()), *(item.name for item in fields(Config))]
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(key, known, 1) or [
+        by_leaf[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], by_leaf, 1)
+    ]
+    return (
+        f"; did you mean {close[0]}?"
+        if close
+        else f"; the sections are {', '.join(f.name for f in fields(Config))}"
+    )
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the annotated type, or a ValueError that names the key."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    (wanted,) = (option for option in options if option is not type(None))
+    if typing.get_origin(wanted) is tuple:
+        return _convert_tuple(value, typing.get_args(wanted), key)
+    if wanted is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML 1.1 reads 1e-4 as text
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise ValueError(f"{key} must be {names[wanted]}, got {value!r}")
+    return value
+
+
+def _convert_tuple(value: Any, items: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{key} must be a list such as [a, b], got {value!r}")
+    if items[-1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise ValueError(f"{key} must hold {len(items)} values, got {value!r}")
+    return tuple(_convert(part, hint, key) for part, hint in zip(value, items, strict=True))

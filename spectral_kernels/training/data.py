@@ -1,0 +1,301 @@
+"""Image data sets, whole in memory: found on disk, downloaded where that is allowed, or one clear error."""
+
+import gzip
+import importlib
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_kernels import checks
+
+NAMES = ("fashion_mnist", "digits")
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_PATH = "usr/share/datasets/fashion-mnist"
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+IDX_FILES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set in memory.
+
+    train_images, test_images: (N, C, H, W) uint8; train_labels, test_labels: (N,) int64 in [0, len(classes)).
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    name: str
+    classes: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "ImageData":
+        """The same data with its tensors on `device`."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        train_images, train_labels, test_images, test_labels = (tensor.to(device) for tensor in tensors)
+        return ImageData(train_images, train_labels, test_images, test_labels, self.name, self.classes)
+
+
+class DataNotFound(FileNotFoundError):
+    """A data set is nowhere to be found; the message says where it was looked for and how to get it."""
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    download: bool = True,
+    fallback: str | None = None,
+) -> ImageData:
+    """Load a data set into memory.
+
+    Fashion-MNIST is looked for as IDX files (gzipped or not) in `root`, or, without a root, in
+    $SPECTRAL_KERNELS_DATA, ./data/fashion-mnist, ./data/FashionMNIST/raw, an extracted Debian package
+    under ./data, and where the installed Debian package `dataset-fashion-mnist` puts it; then, unless
+    `root` is given or `download` is False, torchvision downloads it into ./data.
+
+    Args:
+        name: `"fashion_mnist"` (60,000 + 10,000 photographs, 1×28×28) or `"digits"` (scikit-learn's bundled
+            1,797 scans of digits, 1×8×8: every fifth one is a test image).
+        root: the one folder to look in.
+        download: whether torchvision may download.
+        fallback: `"digits"`: use those, and say so in one line, where `name` cannot be had.
+
+    Raises:
+        ValueError: unknown name or fallback, or a file that is not what its name says (the file is named).
+        DataNotFound: no data set; a FileNotFoundError.
+        ModuleNotFoundError: `"digits"` without scikit-learn.
+    """
+    checks.one_of(name, "name", NAMES)
+    if fallback is not None:
+        checks.one_of(fallback, "fallback", ("digits",))
+    if name == "digits":
+        return _digits()
+    try:
+        return _fashion_mnist(root, download)
+    except DataNotFound as error:
+        if fallback is None:
+            raise
+        print(f"Fashion-MNIST cannot be had here; using scikit-learn's bundled digits instead. ({error})")
+        return _digits()
+
+
+def require(module: str, what: str, package: str | None = None) -> Any:
+    """Import an optional module, or say which extra brings it.
+
+    Raises:
+        ModuleNotFoundError: `module` is not installed; the message names the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{what} needs {package or module.partition('.')[0]}, which is not installed: "
+            "pip install 'spectral_kernels[train]'"
+        ) from error
+
+
+def _digits() -> ImageData:
+    bundle = require("sklearn.datasets", "the data set 'digits'", "scikit-learn").load_digits()
+    images = torch.as_tensor(bundle.images, dtype=torch.float64)
+    images = (images * (255 / 16)).round().to(torch.uint8).unsqueeze(1).contiguous()
+    labels = torch.as_tensor(bundle.target, dtype=torch.int64)
+    test = torch.arange(len(labels)) % 5 == 4
+    classes = tuple(str(name) for name in bundle.target_names)
+    return ImageData(images[~test], labels[~test], images[test], labels[test], "digits", classes)
+
+
+# --- Fashion-MNIST
+
+
+def fashion_folders(root: str | Path | None) -> list[Path]:
+    """The folders in which Fashion-MNIST is looked for, in order."""
+    if root is not None:
+        return [Path(root)]
+    variable = os.environ.get("SPECTRAL_KERNELS_DATA")
+    named = [Path(variable), Path(variable) / "fashion-mnist"] if variable else []
+    data = Path("data")
+    installed = Path("/") / DEBIAN_PATH
+    return [*named, data / "fashion-mnist", data / "FashionMNIST" / "raw", data / DEBIAN_PATH, installed]
+
+
+def _fashion_mnist(root: str | Path | None, download: bool) -> ImageData:
+    folders = fashion_folders(root)
+    for folder in folders:
+        if all(_idx_file(folder, stem) for stem in IDX_FILES.values()):
+            return _read_fashion(folder)
+    reason = "nothing is downloaded where a root is given" if root is not None else "download is off"
+    if root is None and download:
+        reason = _download_fashion(Path("data"))
+        if not reason:
+            return _read_fashion(Path("data") / "FashionMNIST" / "raw")
+    raise DataNotFound(
+        f"Fashion-MNIST was not found in {', '.join(map(str, folders))}, and {reason}. "
+        f"Get it with 'apt-get install {DEBIAN_PACKAGE}', with torchvision "
+        "(pip install 'spectral_kernels[vision]', network needed), or put its four IDX files into a folder "
+        "and name that in SPECTRAL_KERNELS_DATA."
+    )
+
+
+def _idx_file(folder: Path, stem: str) -> Path | None:
+    return next((path for path in (folder / f"{stem}.gz", folder / stem) if path.is_file()), None)
+
+
+def _read_fashion(folder: Path) -> ImageData:
+    parts = {}
+    for key, stem in IDX_FILES.items():
+        path = _idx_file(folder, stem)
+        if path is None:
+            raise DataNotFound(f"{folder} has no {stem} and no {stem}.gz")
+        parts[key] = read_idx(path, ndim=3 if key.endswith("images") else 1)
+    for split in ("train", "test"):
+        images, labels = parts[f"{split}_images"], parts[f"{split}_labels"]
+        if len(images) != len(labels):
+            raise ValueError(f"{folder}: {len(images)} {split} images but {len(labels)} {split} labels")
+        if int(labels.max()) >= len(FASHION_CLASSES):
+            raise ValueError(f"{folder}: a {split} label is {int(labels.max())}, but there are 10 classes")
+    return ImageData(
+        parts["train_images"].unsqueeze(1),
+        parts["train_labels"].long(),
+        parts["test_images"].unsqueeze(1),
+        parts["test_labels"].long(),
+        "fashion_mnist",
+        FASHION_CLASSES,
+    )
+
+
+def read_idx(path: str | Path, ndim: int) -> Tensor:
+    """Read an IDX file of bytes, gzipped where its name ends in .gz.
+
+    Returns:
+        uint8 tensor of `ndim` dimensions.
+
+    Raises:
+        ValueError: not gzip, not IDX, not bytes, wrong number of dimensions, truncated or too long; names
+            the file.
+    """
+    path = Path(path)
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} cannot be read as gzip: {error}") from error
+    header = 4 + 4 * ndim
+    if len(content) < header:
+        raise ValueError(f"{path} is truncated: {len(content)} bytes, the header alone has {header}")
+    zero, kind, dimensions = struct.unpack(">HBB", content[:4])
+    if zero != 0 or kind != 0x08:
+        raise ValueError(f"{path} is not an IDX file of bytes: magic number 0x{content[:4].hex()}")
+    if dimensions != ndim:
+        raise ValueError(f"{path} holds {dimensions} dimensions, expected {ndim}")
+    shape = struct.unpack(f">{ndim}I", content[4:header])
+    if math.prod(shape) == 0 or len(content) - header != math.prod(shape):
+        raise ValueError(f"{path} holds {len(content) - header} bytes of data, but its header says {shape}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape).clone()
+
+
+def _download_fashion(folder: Path) -> str:
+    """Download with torchvision into `folder`; an empty string, or why it did not work."""
+    try:
+        datasets = import_torchvision("datasets")
+    except ImportError as error:
+        return f"torchvision cannot download it ({error})"
+    print(f"Downloading Fashion-MNIST with torchvision into {folder} …")
+    try:
+        for train in (True, False):
+            datasets.FashionMNIST(str(folder), train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        return f"torchvision's download failed ({error})"
+    return ""
+
+
+_schemas: list[torch.library.Library] = []  # a Library that is collected takes its definitions with it
+
+
+def import_torchvision(part: str) -> Any:
+    """Import `torchvision.<part>`, also beside a torch that torchvision's binary part was not built for.
+
+    Raises:
+        ImportError: torchvision is missing.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # "operator torchvision::nms does not exist": its binary part did not load
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        for name in ("nms", "qnms"):
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library.define(schema)  # type: ignore[no-untyped-call]
+        _schemas.append(library)
+    return importlib.import_module(f"torchvision.{part}")
+
+
+# --- pools
+
+
+def training_pool(
+    data: ImageData, *, long_tail: float | None = None, duplicates: float = 0.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The images that a run trains on; evaluation always uses the whole, clean data set.
+
+    Args:
+        long_tail: ratio ≥ 1 between the largest and the smallest class; sizes fall exponentially with the
+            class number.
+        duplicates: share in [0, 1) of the pool that is replaced by near-duplicates (grey levels jittered
+            by a standard deviation of 4 out of 255) of the rest. Its size stays the same.
+        seed: of the choice of rows and of the jitter.
+
+    Returns:
+        images (N, C, H, W) uint8, labels (N,) int64.
+
+    Raises:
+        ValueError: long_tail below 1, duplicates outside [0, 1).
+    """
+    images, labels = data.train_images, data.train_labels
+    generator = torch.Generator().manual_seed(seed)
+    if long_tail is not None:
+        if not 1 <= long_tail < math.inf:
+            raise ValueError(f"long_tail must be a finite ratio of at least 1, got {long_tail!r}")
+        rows = _long_tail_rows(labels.cpu(), len(data.classes), long_tail, generator).to(labels.device)
+        images, labels = images[rows], labels[rows]
+    if not 0 <= duplicates < 1:
+        raise ValueError(f"duplicates must be in [0, 1), got {duplicates!r}")
+    if duplicates > 0:
+        images, labels = _near_duplicates(images, labels, duplicates, generator)
+    return images, labels
+
+
+def _long_tail_rows(labels: Tensor, classes: int, ratio: float, generator: torch.Generator) -> Tensor:
+    largest = int(labels.bincount(minlength=classes).max())
+    kept = []
+    for label in range(classes):
+        rows = (labels == label).nonzero().squeeze(1)
+        size = max(1, round(largest * ratio ** (-label / max(classes - 1, 1))))
+        kept.append(rows[torch.randperm(len(rows), generator=generator)[:size]])
+    return torch.cat(kept).sort().values
+
+
+def _near_duplicates(
+    images: Tensor, labels: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    count = len(images)
+    originals = torch.randperm(count, generator=generator)[: max(1, round(count * (1 - share)))].sort().values
+    copies = originals[torch.randint(len(originals), (count - len(originals),), generator=generator)]
+    originals, copies = originals.to(images.device), copies.to(images.device)
+    noise = 4 * torch.randn(copies.shape[0], *images.shape[1:], generator=generator).to(images.device)
+    jittered = (images[copies] + noise).round_().clamp_(0, 255).to(torch.uint8)
+    return torch.cat([images[originals], jittered]), torch.cat([labels[originals], labels[copies]])
