@@ -28,7 +28,7 @@ help:
 .PHONY: demo
 demo: $(VENV)/package.stamp
 	tools/fetch_fashion_mnist.sh
-	$(VENV)/bin/spectral-kernels compare --config demo --output demo_output
+	$(VENV)/bin/spectral-kernels compare --config demo --out demo_output
 
 .PHONY: test
 test: $(VENV)/package.stamp
@@ -104,7 +104,7 @@ $(VENV)/dev.stamp: requirements/dev.txt requirements/torchvision.txt $(VENV)/tor
 $(VENV)/package.stamp: setup.py pyproject.toml $(CSRC) $(VENV)/dev.stamp
 	@echo "building spectral_kernels"
 	@SPECTRAL_KERNELS_BUILD=$(BUILD) $(PIP) --no-deps --no-build-isolation --editable . || { \
-	    echo "No C++ library. A compiler is needed (g++ or clang++); 'make BUILD=1 ...' goes on without one." >&2; \
+	    echo "Not built; 'no C++ library', above, says why. 'make BUILD=1 ...' goes on without the library." >&2; \
 	    exit 1; }
 	@touch $@
 

@@ -1,0 +1,377 @@
+"""Greedy selection: one program runs the whole loop of a pool, so that no step returns to the host.
+
+Both objectives have one skeleton. A pick brings a vector u, and what a row's score needs is Σ (x_j·u)² over the picks:
+u = x_i for order 2; for the log-determinant u_i = A x_i / √(1 + q_i) with A = I/δ − Σ u uᵀ, so that no d x d inverse is kept
+and q_j = ‖x_j‖²/δ − Σ (x_j·u)². With all rows as candidates these sums are kept for every row; for order 2 and pools of up to
+`GRAM_ROWS` rows a step reads one row of a Gram matrix made beforehand on the whole chip. With m candidates the sums are worked
+out for the draws alone, against the picks so far. Scores are float64 throughout; the rules are those of reference.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._triton import (
+    FLOOR,
+    AotCall,
+    Configuration,
+    batch_strides,
+    dense_rows,
+    launch,
+    power_of_two,
+    split_float,
+)
+from spectral_kernels.ops.covariance.triton import moments
+from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
+
+TIE_SHARE = tl.constexpr(TIE)
+TIE_LEAST = tl.constexpr(TIE_FLOOR)
+DELTA = tl.constexpr(RIDGE)
+
+# what `free` holds of a row: taken or masked out; left but zero; left and seen
+FREE_UNSEEN = tl.constexpr(1)
+FREE_SEEN = tl.constexpr(2)
+
+GRAM_ROWS = 4096
+
+
+@triton.jit
+def read_pool_kernel(
+    pool, valid, rows_out, squares, free, n, d, row_blocks, z_batch, z_row,
+    NORMALIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Normalised rows in the accumulation dtype, their ‖x‖² (exactly 1 when normalised) and whether they are free."""
+    pid = tl.program_id(0).to(tl.int64)
+    batch = pid // row_blocks
+    rows = (pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pointers = pool + batch * z_batch + rows * z_row
+    square = tl.zeros([BLOCK_N], dtype=tl.float64)
+    largest = tl.zeros([BLOCK_N], dtype=tl.float64)
+    for first in range(0, d, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        inside = (rows < n)[:, None] & (columns < d)[None, :]
+        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
+        square += tl.sum(x * x, 1)
+        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+    if NORMALIZE:
+        length = tl.maximum(tl.sqrt(square), FLOOR)
+        for first in range(0, d, BLOCK_D):
+            columns = first + tl.arange(0, BLOCK_D)
+            inside = (rows < n)[:, None] & (columns < d)[None, :]
+            x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
+            at = rows_out + (batch * n + rows)[:, None] * d + columns[None, :]
+            tl.store(at, (x / length[:, None]).to(rows_out.dtype.element_ty), mask=inside)
+        square = tl.where(largest > 0, 1.0, 0.0).to(tl.float64)
+    state = tl.where(largest > 0, FREE_SEEN, FREE_UNSEEN)
+    if valid is not None:
+        allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
+        state = tl.where(allowed != 0, state, 0)
+    tl.store(squares + batch * n + rows, square, mask=rows < n)
+    tl.store(free + batch * n + rows, state.to(tl.uint8), mask=rows < n)
+
+
+@triton.jit
+def first_free(listed, count, free, n, BLOCK: tl.constexpr):
+    """First of the listed rows that is free and seen; n if none is."""
+    place = count
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        rows = tl.load(listed + at, mask=at < count, other=0)
+        usable = (tl.load(free + rows, mask=at < count, other=0) == FREE_SEEN) & (at < count)
+        place = tl.minimum(place, tl.min(tl.where(usable, at, count), 0))
+    row = tl.load(listed + tl.minimum(place, count - 1))
+    return tl.where(place < count, row, n).to(tl.int64)
+
+
+@triton.jit
+def lowest_free(free, n, BLOCK: tl.constexpr):
+    """Lowest row that is free and seen, failing that the lowest free row."""
+    seen = n
+    left = n
+    for first in range(0, n, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        state = tl.load(free + rows, mask=rows < n, other=0)
+        seen = tl.minimum(seen, tl.min(tl.where(state == FREE_SEEN, rows, n), 0))
+        left = tl.minimum(left, tl.min(tl.where(state != 0, rows, n), 0))
+    return tl.where(seen < n, seen, left).to(tl.int64)
+
+
+@triton.jit
+def signed_score(overlap, square, t, frobenius, sign, LOGDET: tl.constexpr, NORMALIZE: tl.constexpr):
+    """What a step maximises, from overlap = Σ (x_j·u)² and square = ‖x_j‖²; sign −1 where the objective is to be lowered."""
+    if LOGDET:
+        score = tl.maximum(square / DELTA - overlap, 0.0)
+    elif NORMALIZE:
+        score = -overlap
+    else:
+        score = (t + square) * (t + square) / (frobenius + 2.0 * overlap + square * square)
+    return score * sign
+
+
+@triton.jit
+def within_tie(value, best):
+    return value >= best - TIE_SHARE * tl.abs(best) - TIE_LEAST
+
+
+@triton.jit
+def best_of_all(overlaps, squares, free, n, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK: tl.constexpr):
+    """Lowest free row whose score ties with the best of all; n if no row is free and seen."""
+    best = tl.full([], float("-inf"), dtype=tl.float64)
+    for first in range(0, n, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        usable = tl.load(free + rows, mask=rows < n, other=0) == FREE_SEEN
+        overlap = tl.load(overlaps + rows, mask=rows < n, other=0.0)
+        square = tl.load(squares + rows, mask=rows < n, other=1.0)
+        value = signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE)
+        best = tl.maximum(best, tl.max(tl.where(usable, value, float("-inf")), 0))
+    pick = n
+    for first in range(0, n, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        usable = tl.load(free + rows, mask=rows < n, other=0) == FREE_SEEN
+        overlap = tl.load(overlaps + rows, mask=rows < n, other=0.0)
+        square = tl.load(squares + rows, mask=rows < n, other=1.0)
+        value = signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE)
+        pick = tl.minimum(pick, tl.min(tl.where(usable & within_tie(value, best), rows, n), 0))
+    return pick.to(tl.int64)
+
+
+@triton.jit
+def best_of_draws(
+    drawn, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign, LOGDET, NORMALIZE,
+    BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Lowest drawn row, free and seen, whose score ties with the best of the draws; n if there is none."""
+    best = tl.full([], float("-inf"), dtype=tl.float64)
+    for first in range(0, m, BLOCK_M):
+        at = first + tl.arange(0, BLOCK_M)
+        rows = tl.load(drawn + at, mask=at < m, other=0)
+        overlap = tl.zeros([BLOCK_M], dtype=tl.float64)
+        for first_pick in range(0, step, BLOCK_S):
+            picks = first_pick + tl.arange(0, BLOCK_S)
+            product = tl.zeros([BLOCK_M, BLOCK_S], dtype=tl.float64)
+            for first_column in range(0, d, BLOCK_K):
+                columns = first_column + tl.arange(0, BLOCK_K)
+                a = tl.load(
+                    x + rows[:, None] * d + columns[None, :],
+                    mask=(at < m)[:, None] & (columns < d)[None, :],
+                    other=0.0,
+                )
+                u = tl.load(
+                    vectors + picks[:, None] * d + columns[None, :],
+                    mask=(picks < step)[:, None] & (columns < d)[None, :],
+                    other=0.0,
+                )
+                product = tl.dot(a.to(tl.float64), tl.trans(u), product, input_precision="ieee", out_dtype=tl.float64)
+            overlap += tl.sum(product * product, 1)
+        usable = (tl.load(free + rows, mask=at < m, other=0) == FREE_SEEN) & (at < m)
+        square = tl.load(squares + rows, mask=at < m, other=1.0)
+        value = tl.where(usable, signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE), float("-inf"))
+        tl.store(scores + at, value, mask=at < m)
+        best = tl.maximum(best, tl.max(value, 0))
+    tl.debug_barrier()
+    pick = tl.full([], 0, dtype=tl.int64) + n
+    for first in range(0, m, BLOCK_M):
+        at = first + tl.arange(0, BLOCK_M)
+        rows = tl.load(drawn + at, mask=at < m, other=0)
+        value = tl.load(scores + at, mask=at < m, other=float("-inf"))
+        usable = (value > float("-inf")) & within_tie(value, best)
+        pick = tl.minimum(pick, tl.min(tl.where(usable, rows, n), 0))
+    return pick
+
+
+@triton.jit
+def greedy_kernel(
+    x, start, draws, gram, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
+    n, d, k, s, m, low, low_rest, high, high_rest,
+    ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, WINDOW: tl.constexpr, NORMALIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The k steps of one pool. `x` (b, n, d) has its rows as `read_pool_kernel` left them; `vectors` (b, k, d) takes u."""
+    batch = tl.program_id(0).to(tl.int64)
+    x += batch * n * d
+    start += batch * s
+    squares += batch * n
+    free += batch * n
+    vectors += batch * k * d
+    indices += batch * k
+    ranks += batch * k
+    objectives += batch * k
+    if ALL_ROWS:
+        overlaps += batch * n
+    else:
+        scores += batch * m
+    if gram is not None:
+        gram += batch * n * n
+    if draws is not None:
+        draws += batch * k * m
+    columns = tl.arange(0, BLOCK_D)
+    zero = tl.full([], 0.0, dtype=tl.float64)
+    lower = zero + low + low_rest
+    upper = zero + high + high_rest
+    t = zero
+    frobenius = zero
+    gain = zero
+    rank = zero
+    for step in range(0, k):
+        pick = tl.full([], 0, dtype=tl.int64) + n
+        sign = zero + 1.0
+        within = step < 0
+        if WINDOW:
+            within = (rank >= lower) & (rank <= upper)
+            sign = tl.where(rank < lower, 1.0, -1.0).to(tl.float64)
+        if step == 0:
+            pick = first_free(start, s, free, n, BLOCK_M)
+        elif within:
+            if draws is not None:
+                pick = first_free(draws + step.to(tl.int64) * m, m, free, n, BLOCK_M)
+        else:
+            if ALL_ROWS:
+                pick = best_of_all(overlaps, squares, free, n, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK_L)
+            else:
+                pick = best_of_draws(
+                    draws + step.to(tl.int64) * m, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign,
+                    LOGDET, NORMALIZE, BLOCK_M, BLOCK_S, BLOCK_K,
+                )  # fmt: skip
+        if pick >= n:
+            pick = lowest_free(free, n, BLOCK_L)
+        tl.debug_barrier()
+        tl.store(free + pick, tl.full([], 0, dtype=tl.uint8))
+        tl.store(indices + step, pick)
+        square = tl.load(squares + pick)
+        chosen = tl.load(x + pick * d + columns, mask=columns < d, other=0.0).to(tl.float64)
+        # Σ (x_i·x_pick)² over the picks before, and for log-det A x_pick and q_pick
+        overlap = zero
+        vector = chosen
+        q = square / DELTA
+        if LOGDET:
+            vector = chosen / DELTA
+        if LOGDET or not ALL_ROWS:
+            for first in range(0, step, BLOCK_R):
+                picks = first + tl.arange(0, BLOCK_R)
+                inside = (picks < step)[:, None] & (columns < d)[None, :]
+                before = tl.load(indices + picks, mask=picks < step, other=0)
+                rows = tl.load(x + before[:, None] * d + columns[None, :], mask=inside, other=0.0).to(tl.float64)
+                product = tl.sum(rows * chosen[None, :], 1)
+                overlap += tl.sum(product * product, 0)
+                if LOGDET:
+                    u = tl.load(vectors + picks[:, None] * d + columns[None, :], mask=inside, other=0.0)
+                    along = tl.sum(u * chosen[None, :], 1)
+                    q -= tl.sum(along * along, 0)
+                    vector -= tl.sum(u * along[:, None], 0)
+        else:
+            overlap = tl.load(overlaps + pick)
+        if LOGDET:
+            q = tl.maximum(q, 0.0)
+            vector = vector / tl.sqrt(1.0 + q)
+            gain += tl.log(1.0 + q)
+        if LOGDET or not ALL_ROWS:
+            tl.store(vectors + step.to(tl.int64) * d + columns, vector, mask=columns < d)
+        frobenius += 2.0 * overlap + square * square
+        t += square
+        rank = tl.where(frobenius > 0, t * t / tl.where(frobenius > 0, frobenius, 1.0), 0.0)
+        tl.store(ranks + step, rank.to(ranks.dtype.element_ty))
+        if LOGDET:
+            tl.store(objectives + step, gain.to(objectives.dtype.element_ty))
+        else:
+            tl.store(objectives + step, rank.to(objectives.dtype.element_ty))
+        if gram is not None:
+            for first in range(0, n, BLOCK_L):
+                rows = first + tl.arange(0, BLOCK_L)
+                product = tl.load(gram + pick * n + rows, mask=rows < n, other=0.0)
+                total = tl.load(overlaps + rows, mask=rows < n, other=0.0) + product * product
+                tl.store(overlaps + rows, total, mask=rows < n)
+        elif ALL_ROWS:
+            for first in range(0, n, BLOCK_R):
+                rows = first + tl.arange(0, BLOCK_R)
+                inside = (rows < n)[:, None] & (columns < d)[None, :]
+                at = x + rows.to(tl.int64)[:, None] * d + columns[None, :]
+                product = tl.sum(tl.load(at, mask=inside, other=0.0).to(tl.float64) * vector[None, :], 1)
+                total = tl.load(overlaps + rows, mask=rows < n, other=0.0) + product * product
+                tl.store(overlaps + rows, total, mask=rows < n)
+        tl.debug_barrier()
+
+
+# TILE: elements of a tile of whole rows
+GREEDY = Configuration(
+    {"TILE": 8192, "BLOCK_L": 1024, "BLOCK_M": 64, "BLOCK_S": 32, "BLOCK_K": 32}, num_warps=16, num_stages=1
+)
+READ = Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=8, num_stages=1)
+CONFIGURATIONS = {"greedy": GREEDY, "read_pool": READ}
+
+
+def _wants_gram(n: int, k: int) -> bool:
+    # the Gram matrix costs n²d/2 products on the whole chip, the steps k·n·d on one multiprocessor
+    return n <= GRAM_ROWS and 64 * k >= n
+
+
+def greedy_select(
+    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, k: int, all_rows: bool, objective: str,
+    window: list[float] | None, normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    checks.finite_rows(pool, "pool")
+    pool, k = dense_rows(pool), int(k)
+    b, n, d = pool.shape
+    acc = accumulation_dtype(pool.dtype)
+    rows = pool.new_empty(b, n, d, dtype=acc) if normalize else pool.contiguous()
+    squares = pool.new_empty(b, n, dtype=torch.float64)
+    free = pool.new_empty(b, n, dtype=torch.uint8)
+    mask = None if valid is None else valid.contiguous().view(torch.uint8)
+    blocks = -(-n // READ["BLOCK_N"])
+    launch(
+        read_pool_kernel,
+        b * blocks,
+        (pool, mask, rows if normalize else None, squares, free, n, d, blocks, *batch_strides(pool)),
+        {"NORMALIZE": normalize},
+        READ,
+    )
+    logdet = objective == "logdet"
+    gram = None
+    if all_rows and not logdet and _wants_gram(n, k):
+        gram = moments(rows, None, False, False, acc=torch.float64, gram=True).matrix
+    candidates = 1 if draws is None else draws.shape[-1]
+    indices = start.new_empty(b, k)
+    ranks, objectives = pool.new_empty(b, k, dtype=acc), pool.new_empty(b, k, dtype=acc)
+    block_d = power_of_two(d)
+    constants = {name: value for name, value in GREEDY.constants.items() if name != "TILE"}
+    launch(
+        greedy_kernel,
+        b,
+        (
+            rows, start.contiguous(), None if draws is None else draws.contiguous(), gram, squares, free,
+            pool.new_zeros(b, n, dtype=torch.float64) if all_rows else None,
+            pool.new_empty(b, k, d, dtype=torch.float64) if logdet or not all_rows else None,
+            None if all_rows else pool.new_empty(b, candidates, dtype=torch.float64),
+            indices, ranks, objectives, n, d, k, start.shape[-1], candidates,
+            *split_float(window[0] if window is not None else 0.0), *split_float(window[1] if window is not None else 0.0),
+        ),
+        {
+            "ALL_ROWS": all_rows, "LOGDET": logdet, "WINDOW": window is not None, "NORMALIZE": normalize,
+            "BLOCK_D": block_d, "BLOCK_R": max(1, GREEDY["TILE"] // block_d), **constants,
+        },
+        GREEDY,
+    )  # fmt: skip
+    return indices, ranks, objectives
+
+
+def aot_calls() -> list[AotCall]:
+    """Calls whose launches cover this module's kernels and configurations."""
+
+    def call(n: int, d: int, all_rows: bool, objective: str, dtype: torch.dtype, window: list[float] | None) -> None:
+        pool = torch.empty(1, n, d, dtype=dtype, device="meta")
+        start = torch.empty(1, 16, dtype=torch.int64, device="meta")
+        draws = torch.empty(1, 256, 64, dtype=torch.int64, device="meta") if window or not all_rows else None
+        valid = torch.empty(1, n, dtype=torch.bool, device="meta")
+        greedy_select(pool, start, draws, valid, 256, all_rows, objective, window, window is None)
+
+    return [
+        lambda: call(4096, 128, True, "effective_rank", torch.float32, None),
+        lambda: call(50000, 128, True, "effective_rank", torch.float32, None),
+        lambda: call(50000, 512, True, "effective_rank", torch.bfloat16, [1.0, 2.0]),
+        lambda: call(50000, 128, True, "logdet", torch.float32, None),
+        lambda: call(50000, 128, False, "effective_rank", torch.float32, None),
+        lambda: call(50000, 512, False, "logdet", torch.float64, [1.0, 2.0]),
+    ]
