@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> covariance_mean(const Tensor& rows, bool center, bool
   const Tensor out = make_tensor({b, d, d}, accumulation_type(z)), mean = make_tensor({b, d}, accumulation_type(z));
   in_accumulation_type(z, [&](auto zero) {
     using T = decltype(zero);
-    ScatterAll<T> scatter(z, center, normalize, "z");
+    ScatterAll<T> scatter(z, center, normalize, "z", 0, b);
     scatter.run([&](int64_t batch, const Moments& moments, const T* shift, int64_t begin, int64_t end) {
       write_covariance(moments, scatter.stride(), n, d, correction, begin, end, data_of<T>(out) + batch * d * d);
       for (int64_t j = begin; j < end; ++j) {

@@ -29,6 +29,12 @@ struct ReadResult {
   double squares;  // sum of the squared norms of the rows as read, before the shift
 };
 
+/// Memory that the next call will read: the products leave the memory bus idle, and reading rows waits for it.
+struct Ahead {
+  const char* data;
+  int64_t bytes;
+};
+
 /// How the logits of a block of anchors against a block of others are read.
 template <class T>
 struct LogitBlock {
@@ -62,9 +68,9 @@ struct Kernels {
   void (*transpose)(const T* rows, int64_t stride, int64_t count, int64_t d, T* out, int64_t group);
 
   /// tile(i, j) += sum over `count` rows x of x[i] x[j], for the columns i in [i0, i1), j in [j0, j1) with i <= j; entries
-  /// with i > j are undefined. i0 and j0 are multiples of panel; tile holds whole panels.
+  /// with i > j are undefined. i0 and j0 are multiples of panel; tile holds whole panels. Fetches `ahead` meanwhile.
   void (*scatter)(const T* panels, int64_t group, int64_t count, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* tile,
-                  int64_t stride);
+                  int64_t stride, Ahead ahead);
   /// total += tile and tile = 0, over the entries that scatter writes.
   void (*fold)(T* tile, int64_t stride, int64_t i0, int64_t i1, int64_t j0, int64_t j1, double* total,
                int64_t total_stride);

@@ -35,10 +35,18 @@ struct ScatterScratch {
   }
 };
 
-/// Adds rows [begin, end) of a view to `moments`.
-template <class T>
+/// Rows that lie together, as memory to fetch; nothing where they are gathered or far apart.
+inline Ahead rows_ahead(const RowView& view, int64_t begin, int64_t count) {
+  if (view.index != nullptr || count <= 0 || view.stride > 2 * view.d) return {nullptr, 0};
+  const int64_t bytes = element_bytes(view.element);
+  return {static_cast<const char*>(view.data) + begin * view.stride * bytes,
+          ((count - 1) * view.stride + view.d) * bytes};
+}
+
+/// Adds rows [begin, end) of a view to `moments`; report(row) hears of rows with NaN or Inf.
+template <class T, class Report>
 void scatter_rows(const RowView& view, int64_t begin, int64_t end, const T* shift, ScatterScratch<T>& scratch,
-                  Moments& moments, int64_t stride, BadRow* bad, int64_t offset) {
+                  Moments& moments, int64_t stride, const Report& report) {
   const Kernels<T>& kernel = kernels<T>();
   const int64_t d = view.d, width = padded_width<T>(d);
   const Block block = panels_of<T>(std::min(end - begin, kReadRows));
@@ -47,10 +55,11 @@ void scatter_rows(const RowView& view, int64_t begin, int64_t end, const T* shif
     for (int64_t i = fold; i < fold_end; i += kReadRows) {
       const int64_t count = std::min(kReadRows, fold_end - i);
       const ReadResult result = kernel.read(view, i, count, shift, scratch.panels.data(), block, nullptr);
-      if (result.bad >= 0 && bad != nullptr) bad->report(offset + result.bad);
+      if (result.bad >= 0) report(result.bad);
       moments.squares += result.squares;
       if (moments.columns != nullptr) kernel.column_sums(scratch.panels.data(), block, count, d, moments.columns);
-      kernel.scatter(scratch.panels.data(), block.group, count, 0, d, 0, d, scratch.tile.data(), width);
+      kernel.scatter(scratch.panels.data(), block.group, count, 0, d, 0, d, scratch.tile.data(), width,
+                     rows_ahead(view, i + count, std::min(kReadRows, end - i - count)));
     }
     kernel.fold(scratch.tile.data(), width, 0, d, 0, d, moments.upper, stride);
   }
@@ -66,7 +75,8 @@ inline int64_t row_runs(int64_t n, int64_t d) {
 template <class T>
 class ScatterAll {
  public:
-  ScatterAll(const Tensor& z, bool center, bool normalize, const char* argument)
+  /// `first` of `batches`: where z lies in the argument that error messages speak of.
+  ScatterAll(const Tensor& z, bool center, bool normalize, const char* argument, int64_t first, int64_t batches)
       : z_(z),
         b_(z.size(0)),
         n_(z.size(1)),
@@ -74,7 +84,9 @@ class ScatterAll {
         stride_(padded_width<T>(z.size(2))),
         center_(center),
         normalize_(normalize),
-        argument_(argument) {}
+        argument_(argument),
+        first_(first),
+        batches_(batches) {}
 
   /// Calls finish(batch, moments, shift, row_begin, row_end) until every row of the upper triangle of every batch has
   /// been handed out; calls run in parallel. moments.columns are sums over the shifted rows; shift is null without
@@ -96,8 +108,10 @@ class ScatterAll {
  private:
   RowView view(int64_t batch) const { return rows_of(z_, normalize_, batch); }
 
+  void report(int64_t batch, int64_t row) { bad_.report((first_ + batch) * n_ + row); }
+
   void raise() const {
-    if (checks_enabled()) bad_.raise(argument_, b_, n_);
+    if (checks_enabled()) bad_.raise(argument_, batches_, n_);
   }
 
   /// A task for each batch, which reads its rows twice.
@@ -122,7 +136,8 @@ class ScatterAll {
             scratch.upper.zero();
             scratch.columns.zero();
             Moments moments{scratch.upper.data(), center_ ? scratch.columns.data() : nullptr, 0};
-            scatter_rows<T>(view(batch), 0, n_, shift, scratch.rows, moments, stride_, &bad_, batch * n_);
+            scatter_rows<T>(view(batch), 0, n_, shift, scratch.rows, moments, stride_,
+                            [&](int64_t row) { report(batch, row); });
             finish(batch, moments, static_cast<const T*>(shift), int64_t{0}, d_);
           }
         });
@@ -167,8 +182,8 @@ class ScatterAll {
           [&](int64_t run, ScatterScratch<T>& scratch) {
             Moments part{upper.data() + run * area, center_ ? columns.data() + run * d_ : nullptr, 0};
             std::fill_n(part.upper, area, 0.0);
-            scatter_rows<T>(view(batch), n_ * run / runs, n_ * (run + 1) / runs, by, scratch, part, stride_, &bad_,
-                            batch * n_);
+            scatter_rows<T>(view(batch), n_ * run / runs, n_ * (run + 1) / runs, by, scratch, part, stride_,
+                            [&](int64_t row) { report(batch, row); });
             squares[run] = part.squares;
           });
       raise();
@@ -217,7 +232,7 @@ class ScatterAll {
           const int64_t first = begin + piece * kReadRows, count = std::min(kReadRows, end - first);
           T* const to = panels.data() + piece * kReadRows * block.row;
           const ReadResult result = kernel.read(view(batch), first, count, by, to, block, nullptr);
-          if (result.bad >= 0) bad_.report(batch * n_ + result.bad);
+          if (result.bad >= 0) report(batch, result.bad);
           piece_squares[piece] = result.squares;
           if (center_) kernel.column_sums(to, block, count, d_, piece_columns.data() + piece * d_);
         });
@@ -235,7 +250,7 @@ class ScatterAll {
               const int64_t i1 = std::min(i0 + kTile, d_), j1 = std::min(j0 + kTile, d_);
               for (int64_t row = 0; row < end - begin; row += kReadRows) {
                 kernel.scatter(panels.data() + row * block.row, block.group, std::min(kReadRows, end - begin - row), i0,
-                               i1, j0, j1, tile.data(), kTile);
+                               i1, j0, j1, tile.data(), kTile, Ahead{nullptr, 0});
               }
               kernel.fold(tile.data(), kTile, i0, i1, j0, j1, upper.data() + i0 * stride_ + j0, stride_);
             });
@@ -257,6 +272,7 @@ class ScatterAll {
   const int64_t b_, n_, d_, stride_;
   const bool center_, normalize_;
   const char* const argument_;
+  const int64_t first_, batches_;
   BadRow bad_;
 };
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -171,6 +172,20 @@ def test_wheel_is_for_any_python(library_wheel: Path, tmp_path: Path) -> None:
     assert isinstance(found, dict)
     assert found["library"]["loaded"]
     assert found["library"]["torch"] == torch.__version__
+
+
+@pytest.mark.slow
+def test_code_for_wide_processors_stays_in_its_files(library_wheel: Path) -> None:
+    """The linker keeps one copy of an inline function: were it the AVX-512 one, every processor would run it."""
+    if platform.machine() != "x86_64":
+        pytest.skip("only x86-64 has files for instruction sets of their own")
+    objects = sorted((library_wheel.parent.parent / "source/build").glob("objects-*/*_avx*.o"))
+    assert objects
+    for path in objects:
+        isa = path.stem.rpartition("_")[2]
+        symbols = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
+        shared = [line for line in symbols.splitlines() if re.search(r" [WVu] ", line) and f"::{isa}::" not in line]
+        assert not shared, path.name
 
 
 def other_python() -> str | None:

@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "overrides" in arguments:  # argparse gives up on those that follow an option
         arguments.overrides += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
+    if "handed_on" in arguments:
+        arguments.handed_on, rest = rest, []
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
@@ -95,12 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "spectral-kernels", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"spectral_kernels {spectral_kernels.__version__}"
-    )
+    parser = argparse.ArgumentParser("spectral-kernels", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"spectral_kernels {spectral_kernels.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(
@@ -113,10 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_run_arguments(add("train", _train, "train SimCLR with one selection strategy", TRAIN_HELP))
     _add_run_arguments(add("compare", _compare, "compare selection strategies on one budget", COMPARE_HELP))
-    bench = add(
-        "bench", _bench, "time the operations against references", "Run bench/run.py of the source tree."
-    )
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="handed on to bench/run.py")
+    text = "Run bench/run.py of the source tree; what follows is handed on to it."
+    add("bench", _bench, "time the operations against references", text).set_defaults(handed_on=[])
     add(
         "info",
         _info,
@@ -128,15 +124,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.epilog = CONFIG_HELP.format(names=", ".join(named_configs()))
-    command.add_argument(
-        "--config", default="demo", metavar="NAME_OR_FILE", help="which settings (default: demo)"
-    )
-    command.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write (default: runs/COMMAND-CONFIG)"
-    )
-    command.add_argument(
-        "--fresh", action="store_true", help="start anew, whatever FOLDER holds of these runs"
-    )
+    command.add_argument("--config", default="demo", metavar="NAME_OR_FILE", help="which settings (default: demo)")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: runs/COMMAND-CONFIG)")
+    command.add_argument("--fresh", action="store_true", help="start anew, whatever FOLDER holds of these runs")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
 
 
@@ -200,18 +190,14 @@ def _hint(out: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}. Start anew with --fresh, or write elsewhere than {out} with --out"
-        ) from error
+        raise CheckpointError(f"{error}. Start anew with --fresh, or write elsewhere than {out} with --out") from error
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     script = Path(spectral_kernels.__file__).parent.parent / "bench" / "run.py"
     if not script.is_file():
-        raise FileNotFoundError(
-            "bench needs the source tree (bench/run.py is not part of the installed package)"
-        )
-    return subprocess.run([sys.executable, str(script), *arguments.arguments], check=False).returncode
+        raise FileNotFoundError("bench needs the source tree (bench/run.py is not part of the installed package)")
+    return subprocess.run([sys.executable, str(script), *arguments.handed_on], check=False).returncode
 
 
 def _info(arguments: argparse.Namespace) -> int | None:

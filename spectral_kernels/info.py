@@ -151,7 +151,7 @@ def _section_library(library: dict[str, Any]) -> Iterator[str]:
 def _section_cpu(cpu: dict[str, Any]) -> Iterator[str]:
     yield f"  {cpu['machine']}, {cpu['threads']} threads"
     if "path" in cpu:
-        yield f"  C++ runs its {cpu['path']} kernels, on {cpu['threads_used']} of these threads"
+        yield f"  C++ runs its {cpu['path']} kernels, on {cpu['threads_used']} of them"
 
 
 def _section_cuda(cuda: dict[str, Any]) -> Iterator[str]:
@@ -193,8 +193,8 @@ def _advice(info: dict[str, Any]) -> Iterator[str]:
         else:
             yield "CUDA: torch sees no device: look at the driver (nvidia-smi) and at CUDA_VISIBLE_DEVICES."
     if isinstance(training, dict) and not all(training.values()):
-        missing = ", ".join(package for package, there in training.items() if not there)
-        yield f"spectral-kernels train and compare need {missing}: pip install 'spectral_kernels[train]'"
+        missing = " ".join(package for package, there in training.items() if not there)
+        yield f"spectral-kernels train and compare: pip install {missing}"
 
 
 def report(info: dict[str, Any]) -> Iterator[str]:

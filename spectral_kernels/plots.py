@@ -31,9 +31,7 @@ STYLE = {
 }
 
 
-def comparison(
-    path: Path, records: Sequence[RunRecord], summary: Summary, config: Config, dataset: str
-) -> None:
+def comparison(path: Path, records: Sequence[RunRecord], summary: Summary, config: Config, dataset: str) -> None:
     """Draw a comparison: accuracy against training time, effective rank of the batches, where a step's
     time goes.
 
@@ -87,9 +85,7 @@ def _accuracy(axes: Any, records: Sequence[RunRecord], summary: Summary, colours
     target = 100 * summary.target
     axes.axhline(target, color="black", linestyle="--", linewidth=1, label=f"target, {target:.1f} %")
     untrained = 100 * summary.untrained["linear"].mean
-    axes.axhline(
-        untrained, color="black", linestyle=":", linewidth=1, label=f"untrained encoder, {untrained:.1f} %"
-    )
+    axes.axhline(untrained, color="black", linestyle=":", linewidth=1, label=f"untrained encoder, {untrained:.1f} %")
     for strategy in summary.strategies:
         if strategy.time_to_target is not None:
             place = strategy.time_to_target.mean

@@ -66,9 +66,7 @@ class Normalize:
 
     def __init__(self, images: Tensor) -> None:
         # exact integer moments: the same numbers on every machine and thread count
-        counts = [
-            torch.bincount(images[:, c].flatten().long(), minlength=256) for c in range(images.shape[1])
-        ]
+        counts = [torch.bincount(images[:, c].flatten().long(), minlength=256) for c in range(images.shape[1])]
         histogram = torch.stack(counts).to(torch.float64)
         levels = torch.arange(256, dtype=torch.float64, device=images.device) / 255
         mean = (histogram * levels).sum(1) / histogram.sum(1)
@@ -123,18 +121,12 @@ class Augment:
         rows = _resample(draws[:, 2] * (1 - crop_height), crop_height, height)
         left = draws[:, 3] * (1 - crop_width)
         flip = draws[:, 4] < config.flip
-        columns = _resample(
-            torch.where(flip, left + crop_width, left), crop_width * (1 - 2 * flip.float()), width
-        )
+        columns = _resample(torch.where(flip, left + crop_width, left), crop_width * (1 - 2 * flip.float()), width)
         if config.blur:
             rows, columns = self._blur(draws, height) @ rows, self._blur(draws, width) @ columns
         # along the width, then along the height, each one product per image
         across = torch.bmm(images.reshape(batch, channels * height, width), columns.mT)
-        across = (
-            across.view(batch, channels, height, width)
-            .transpose(2, 3)
-            .reshape(batch, channels * width, height)
-        )
+        across = across.view(batch, channels, height, width).transpose(2, 3).reshape(batch, channels * width, height)
         return torch.bmm(across, rows.mT).view(batch, channels, width, height).transpose(2, 3)
 
     def _colour(self, views: Tensor, draws: Tensor) -> Tensor:

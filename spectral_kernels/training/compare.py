@@ -47,9 +47,7 @@ def check(config: Config) -> None:
     for strategy in compare.strategies:
         config.selection.parsed(strategy)
     if compare.target is None and "random" not in compare.strategies:
-        raise ValueError(
-            "compare.strategies has no 'random' to take the target from: add it, or set compare.target"
-        )
+        raise ValueError("compare.strategies has no 'random' to take the target from: add it, or set compare.target")
     steps = config.train.steps
     if compare.target is None and steps is not None and config.evaluate.every > compare.target_share * steps:
         raise ValueError(

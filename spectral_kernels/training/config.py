@@ -150,9 +150,7 @@ class SelectionConfig:
         if not 0 <= self.min_seen <= 1:
             raise ValueError(f"selection.min_seen must be in [0, 1], got {self.min_seen!r}")
         if self.window is not None and not 0 < self.window[0] <= self.window[1] < math.inf:
-            raise ValueError(
-                f"selection.window must be (low, high) with 0 < low <= high, got {self.window!r}"
-            )
+            raise ValueError(f"selection.window must be (low, high) with 0 < low <= high, got {self.window!r}")
         self.parsed()
 
     def parsed(self, strategy: str | None = None) -> Strategy:
@@ -189,9 +187,7 @@ class TrainConfig:
                 f"got steps={self.steps!r} and seconds={self.seconds!r}"
             )
         _at_least("train", 0, seed=self.seed)
-        _at_least(
-            "train", 1, steps=self.steps, rank_every=self.rank_every, checkpoint_every=self.checkpoint_every
-        )
+        _at_least("train", 1, steps=self.steps, rank_every=self.rank_every, checkpoint_every=self.checkpoint_every)
         _at_least("train", 2, batch_size=self.batch_size)
         _above("train", seconds=self.seconds, temperature=self.temperature)
         checks.one_of(self.device, "train.device", ("auto", "cpu", "cuda"))
@@ -342,9 +338,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 def _build(cls: Any, content: Any, prefix: str) -> Any:
     if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{prefix.rstrip('.') or 'the config'} must be a section of key: value, got {content!r}"
-        )
+        raise ValueError(f"{prefix.rstrip('.') or 'the config'} must be a section of key: value, got {content!r}")
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in content.items():
@@ -365,11 +359,7 @@ def _nearest(key: str) -> str:
     close = difflib.get_close_matches(key, known, 1) or [
         by_leaf[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], by_leaf, 1)
     ]
-    return (
-        f"; did you mean {close[0]}?"
-        if close
-        else f"; the sections are {', '.join(f.name for f in fields(Config))}"
-    )
+    return f"; did you mean {close[0]}?" if close else f"; the sections are {', '.join(f.name for f in fields(Config))}"
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:

@@ -236,10 +236,10 @@ def import_torchvision(part: str) -> Any:
     try:
         importlib.import_module("torchvision")
     except RuntimeError:  # "operator torchvision::nms does not exist": its binary part did not load
-        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            library.define(schema)  # type: ignore[no-untyped-call]
+            library.define(schema)
         _schemas.append(library)
     return importlib.import_module(f"torchvision.{part}")
 
@@ -289,9 +289,7 @@ def _long_tail_rows(labels: Tensor, classes: int, ratio: float, generator: torch
     return torch.cat(kept).sort().values
 
 
-def _near_duplicates(
-    images: Tensor, labels: Tensor, share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _near_duplicates(images: Tensor, labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     count = len(images)
     originals = torch.randperm(count, generator=generator)[: max(1, round(count * (1 - share)))].sort().values
     copies = originals[torch.randint(len(originals), (count - len(originals),), generator=generator)]

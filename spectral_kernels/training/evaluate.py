@@ -153,9 +153,7 @@ def linear_probe_accuracy(
     return float((predicted == test_labels).double().mean())
 
 
-def fit_logistic_regression(
-    x: Tensor, labels: Tensor, l2: float, max_iterations: int = 60
-) -> tuple[Tensor, Tensor]:
+def fit_logistic_regression(x: Tensor, labels: Tensor, l2: float, max_iterations: int = 60) -> tuple[Tensor, Tensor]:
     """Weights (d, classes) and bias (classes,) that minimise mean cross-entropy + (l2/2)·‖W‖² on x (N, d)
     float64.
     """
@@ -185,7 +183,7 @@ def fit_logistic_regression(
         parameters.grad = gradient
         return float(0.5 * (penalised * parameters[:-1]).sum() - (log_p * onehot).sum() / len(x))
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     solution = parameters.detach()
     return (vectors * scale) @ solution[:-1], solution[-1]
 
@@ -194,7 +192,6 @@ def _check_features(z: Tensor, name: str, labels: Tensor) -> None:
     checks.floating(z, name, ndim=2)
     if labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
         raise ValueError(
-            f"{name}_labels must be int64 of shape ({len(z)},), "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            f"{name}_labels must be int64 of shape ({len(z)},), got {labels.dtype} of shape {tuple(labels.shape)}"
         )
     checks.finite_rows(z, name)

@@ -53,7 +53,7 @@ def pick_device(name: str) -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is arithmetic here, and not emulated at a loss."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -148,9 +148,7 @@ class Run:
             self.load(self.path)
 
     def _make_model(self, channels: int) -> SimCLR:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # layers initialise from the global generator: leave it as it was
+        with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: leave it as it was
             torch.manual_seed(derive_seed(self.config.train.seed, "model"))
             model = SimCLR(self.config.model, channels)
         if self.config.train.channels_last:
@@ -186,7 +184,7 @@ class Run:
             self._set_learning_rate()
             loss, embeddings = self._forward(views)
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             clock.split("compute")
 
@@ -214,9 +212,7 @@ class Run:
 
     def _record(self, loss: Tensor, embeddings: Tensor, clock: Clock) -> None:
         rank = float("nan")
-        if (
-            self.step % self.config.train.rank_every == 0
-        ):  # off the clock: a measurement, not part of training
+        if self.step % self.config.train.rank_every == 0:  # off the clock: a measurement, not part of training
             rank = float(sk.effective_rank(embeddings, order=2))
         chosen = float(
             self.sampler.last_selection is not None
@@ -273,7 +269,7 @@ class Run:
         views = self.augment(self.pool[:size].repeat(2, 1, 1, 1), generator)
         self.model.train()
         loss, _ = loss_and_embeddings(self.model, views, self.config.train.temperature, self.amp)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.zero_grad()
         self.model.load_state_dict(state)  # batch statistics moved
 
@@ -332,11 +328,7 @@ class Run:
         self._batches = self._iterate()
 
     def _diverged(self, reason: str) -> Diverged:
-        kept = (
-            f"the last good state is in {self.path}"
-            if self.path and self.path.exists()
-            else "no state was saved"
-        )
+        kept = f"the last good state is in {self.path}" if self.path and self.path.exists() else "no state was saved"
         return Diverged(
             f"training diverged at step {self.step}: {reason}; {kept}. "
             "A smaller optimizer.lr or a longer optimizer.warmup may help"

@@ -42,7 +42,8 @@ class Progress(Observer):
         """A run goes on from where it stopped before."""
         if run.step:
             self._add(run.step if self._per_step else run.elapsed)
-            self._say(f"{self._name(run)}: going on at step {run.step}")
+            state = "finished before" if run.finished else f"going on at step {run.step}"
+            self._say(f"{self._name(run)}: {state}")
 
     def skipped(self, record: RunRecord) -> None:
         """A run was finished before."""

@@ -76,9 +76,7 @@ def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -
         return Estimate(mean, None, None, values)
     draw = random.Random(seed)
     means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(resamples))
-    return Estimate(
-        mean, means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))], values
-    )
+    return Estimate(mean, means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))], values)
 
 
 def target_accuracy(records: Iterable[RunRecord], config: Config) -> float:
@@ -109,9 +107,7 @@ def first_reach(record: RunRecord, target: float) -> dict[str, float] | None:
 def summarise(records: Sequence[RunRecord], config: Config) -> Summary:
     """The figures of a comparison; `records` hold every strategy with every seed."""
     target = target_accuracy(records, config)
-    of = {
-        name: [record for record in records if record.strategy == name] for name in config.compare.strategies
-    }
+    of = {name: [record for record in records if record.strategy == name] for name in config.compare.strategies}
     start = next(iter(of.values()))
     untrained = {metric: bootstrap([record.evaluations[0][metric] for record in start]) for metric in METRICS}
     baseline = [first_reach(record, target) for record in of.get("random", [])]
@@ -127,9 +123,7 @@ def _summarise(
     usual = [row for row in baseline if row is not None]
     ratio = None
     if everywhere and len(usual) == len(runs):
-        ratio = bootstrap(
-            [own["seconds"] / base["seconds"] for own, base in zip(reached, usual, strict=True)]
-        )
+        ratio = bootstrap([own["seconds"] / base["seconds"] for own, base in zip(reached, usual, strict=True)])
     ranks = [_mean_rank(run) for run in runs]
     return StrategySummary(
         strategy=name,
@@ -276,20 +270,14 @@ def _interval_note(seeds: int) -> str:
     if seeds == 1:
         return "One seed: no intervals, and differences between strategies may be chance."
     note = f"[low, high]: 95 % bootstrap intervals\nover {seeds} seeds"
-    few = (
-        "; with so few seeds they say little more than the range of what was seen"
-        if seeds < FEW_SEEDS
-        else ""
-    )
+    few = "; with so few seeds they say little more than the range of what was seen" if seeds < FEW_SEEDS else ""
     return f"{note}{few}."
 
 
 # --- files
 
 
-def write(
-    folder: Path, records: Sequence[RunRecord], summary: Summary, config: Config, dataset: str
-) -> list[Path]:
+def write(folder: Path, records: Sequence[RunRecord], summary: Summary, config: Config, dataset: str) -> list[Path]:
     """Write results.csv, steps.csv and summary.json; returns their paths."""
     settings = config.to_dict()
     del settings["data"]["root"]  # says where on this machine, not what
@@ -308,11 +296,7 @@ def write_runs(folder: Path, records: Sequence[RunRecord]) -> list[Path]:
     _write_csv(results, ({**run, **row} for run, record in runs for row in record.evaluations))
     _write_csv(
         steps,
-        (
-            {**run, "step": step, **_step_row(row)}
-            for run, record in runs
-            for step, row in enumerate(record.steps)
-        ),
+        ({**run, "step": step, **_step_row(row)} for run, record in runs for step, row in enumerate(record.steps)),
     )
     return [results, steps]
 

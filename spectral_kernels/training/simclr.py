@@ -29,9 +29,7 @@ class SimCLR(nn.Module):
         return projections
 
 
-def loss_and_embeddings(
-    model: nn.Module, views: Tensor, temperature: float, amp: bool
-) -> tuple[Tensor, Tensor]:
+def loss_and_embeddings(model: nn.Module, views: Tensor, temperature: float, amp: bool) -> tuple[Tensor, Tensor]:
     """NT-Xent over two views of each sample, and what the memory bank remembers of the samples.
 
     Args:

@@ -187,16 +187,16 @@ def greedy_kernel(
     x, start, draws, gram, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
     n, d, k, s, m, low, low_rest, high, high_rest,
     ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, WINDOW: tl.constexpr, NORMALIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The k steps of one pool. `x` (b, n, d) has its rows as `read_pool_kernel` left them; `vectors` (b, k, d) takes u."""
+    BLOCK_R: tl.constexpr = TILE // BLOCK_D if TILE > BLOCK_D else 1
     batch = tl.program_id(0).to(tl.int64)
     x += batch * n * d
     start += batch * s
     squares += batch * n
     free += batch * n
-    vectors += batch * k * d
     indices += batch * k
     ranks += batch * k
     objectives += batch * k
@@ -204,6 +204,8 @@ def greedy_kernel(
         overlaps += batch * n
     else:
         scores += batch * m
+    if LOGDET or not ALL_ROWS:
+        vectors += batch * k * d
     if gram is not None:
         gram += batch * n * n
     if draws is not None:
@@ -219,7 +221,8 @@ def greedy_kernel(
     for step in range(0, k):
         pick = tl.full([], 0, dtype=tl.int64) + n
         sign = zero + 1.0
-        within = step < 0
+        within = zero > 0
+        at_step = tl.full([], 0, dtype=tl.int64) + step
         if WINDOW:
             within = (rank >= lower) & (rank <= upper)
             sign = tl.where(rank < lower, 1.0, -1.0).to(tl.float64)
@@ -227,13 +230,13 @@ def greedy_kernel(
             pick = first_free(start, s, free, n, BLOCK_M)
         elif within:
             if draws is not None:
-                pick = first_free(draws + step.to(tl.int64) * m, m, free, n, BLOCK_M)
+                pick = first_free(draws + at_step * m, m, free, n, BLOCK_M)
         else:
             if ALL_ROWS:
                 pick = best_of_all(overlaps, squares, free, n, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK_L)
             else:
                 pick = best_of_draws(
-                    draws + step.to(tl.int64) * m, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign,
+                    draws + at_step * m, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign,
                     LOGDET, NORMALIZE, BLOCK_M, BLOCK_S, BLOCK_K,
                 )  # fmt: skip
         if pick >= n:
@@ -269,7 +272,7 @@ def greedy_kernel(
             vector = vector / tl.sqrt(1.0 + q)
             gain += tl.log(1.0 + q)
         if LOGDET or not ALL_ROWS:
-            tl.store(vectors + step.to(tl.int64) * d + columns, vector, mask=columns < d)
+            tl.store(vectors + at_step * d + columns, vector, mask=columns < d)
         frobenius += 2.0 * overlap + square * square
         t += square
         rank = tl.where(frobenius > 0, t * t / tl.where(frobenius > 0, frobenius, 1.0), 0.0)
@@ -335,8 +338,6 @@ def greedy_select(
     candidates = 1 if draws is None else draws.shape[-1]
     indices = start.new_empty(b, k)
     ranks, objectives = pool.new_empty(b, k, dtype=acc), pool.new_empty(b, k, dtype=acc)
-    block_d = power_of_two(d)
-    constants = {name: value for name, value in GREEDY.constants.items() if name != "TILE"}
     launch(
         greedy_kernel,
         b,
@@ -350,7 +351,7 @@ def greedy_select(
         ),
         {
             "ALL_ROWS": all_rows, "LOGDET": logdet, "WINDOW": window is not None, "NORMALIZE": normalize,
-            "BLOCK_D": block_d, "BLOCK_R": max(1, GREEDY["TILE"] // block_d), **constants,
+            "BLOCK_D": power_of_two(d),
         },
         GREEDY,
     )  # fmt: skip

@@ -1,0 +1,380 @@
+// Order-2 effective rank, (tr M)^2 / |M|_F^2, of batches or of many candidate batches of one pool, and gradients. The
+// rules are those of spectral_kernels/ops/effective_rank/reference.py.
+
+#include <torch/csrc/stable/library.h>
+
+#include <limits>
+#include <vector>
+
+#include "apply.h"
+#include "gram.h"
+
+namespace spectral_kernels {
+namespace {
+
+/// R2 = T^2 / E with E = a F + b T^2 + c Q, and its derivatives by T = sum |x|^2, F = |X^T X|_F^2 and Q = sum |x|^4.
+struct Rank2 {
+  double value = 0, by_trace = 0, by_frobenius = 0, by_quartic = 0;
+};
+
+struct Options {
+  bool center, normalize, unbiased;
+};
+
+Rank2 rank2(double t, double f, double q, bool zero, int64_t rows, const Options& options) {
+  const double n = static_cast<double>(rows);
+  double a = 1, b = 0, c = 0;
+  if (options.unbiased && !options.center) {
+    a = n / (n - 1);
+    c = -a;
+  } else if (options.unbiased) {
+    const double common = (n - 1) / (n * (n - 2) * (n - 3));
+    a = common * (n - 1) * (n - 2);
+    b = common;
+    c = -common * n * (n - 1);
+  }
+  if (zero) return {};
+  const double e = a * f + b * t * t + c * q;
+  if (!(e > 0)) return {std::numeric_limits<double>::infinity(), 0, 0, 0};
+  const double by_e = -(t / e) * (t / e);
+  return {t / e * t, 2 * t / e + 2 * b * t * by_e, a * by_e, c * by_e};
+}
+
+/// Sum of |x|^4 over the centred rows of a batch.
+template <class T>
+double quartic_sum(const BatchRows& batch, const T* shift) {
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t width = padded_width<T>(batch.view.d), run = std::min<int64_t>(batch.n, 32);
+  Buffer<T> rows(run * width);
+  Buffer<double> squares(run);
+  double sum = 0;
+  for (int64_t i = 0; i < batch.n; i += run) {
+    const int64_t count = std::min(run, batch.n - i);
+    kernel.read(batch.view, i, count, shift, rows.data(), plain_rows<T>(width), nullptr);
+    kernel.row_squares(rows.data(), plain_rows<T>(width), count, batch.view.d, squares.data());
+    for (int64_t r = 0; r < count; ++r) sum += squares[r] * squares[r];
+  }
+  return sum;
+}
+
+/// R2 of one batch.
+template <class T>
+Rank2 batch_rank2(const BatchRows& batch, Gram<T>& gram, const Options& options) {
+  gram.compute(batch);
+  double q = 0;
+  if (options.unbiased && gram.wide()) {
+    for (int64_t i = 0; i < gram.size(); ++i) {
+      const double square = gram.upper()[i * gram.stride() + i];
+      q += square * square;
+    }
+  } else if (options.unbiased) {
+    q = quartic_sum<T>(batch, gram.shift());
+  }
+  return rank2(gram.trace(), frobenius(gram.upper(), gram.stride(), gram.size(), 0, gram.size()), q, gram.zero(),
+               batch.n, options);
+}
+
+/// Rows of the gradient of one batch on the (d, d) side: dx = x B + 4 q |x|^2 x minus its mean, B = 2 t I + 4 f M.
+template <class T, class Entry>
+Buffer<T> tall_factor(int64_t d, const Rank2& rank, double grad, const Entry& upper) {
+  Buffer<T> right(d * padded_width<T>(d));
+  to_panels<T>(d, d, right.data(), [&](int64_t i, int64_t j) {
+    const double moment = upper(std::min(i, j), std::max(i, j));
+    return grad * (4 * rank.by_frobenius * moment + (i == j ? 2 * rank.by_trace : 0));
+  });
+  return right;
+}
+
+/// Mean of the rows of the gradient above, from the sums over the shifted rows.
+template <class T>
+Buffer<T> tall_offset(const BatchRows& batch, const T* shift, const double* columns, const T* right, double quartic) {
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t d = batch.view.d, n = batch.n;
+  std::vector<double> mean(columns, columns + d), offset(static_cast<size_t>(d));
+  for (double& value : mean) value /= static_cast<double>(n);
+  add_product(mean, right, offset.data());
+  if (quartic != 0) {
+    const int64_t width = padded_width<T>(d), run = std::min<int64_t>(n, 32);
+    Buffer<T> rows(run * width);
+    Buffer<double> weights(run);
+    for (int64_t i = 0; i < n; i += run) {
+      const int64_t count = std::min(run, n - i);
+      kernel.read(batch.view, i, count, shift, rows.data(), plain_rows<T>(width), nullptr);
+      kernel.row_squares(rows.data(), plain_rows<T>(width), count, d, weights.data());
+      for (int64_t r = 0; r < count; ++r) weights[r] *= quartic / static_cast<double>(n);
+      kernel.weighted_sum(rows.data(), plain_rows<T>(width), count, d, weights.data(), offset.data());
+    }
+  }
+  return padded_copy<T>(offset);
+}
+
+/// Gradient of one batch on its (n, n) side: dx = A x minus its mean, A = 2 t I + 4 f X X^T + 4 q diag |x|^2.
+template <class T>
+void wide_backward(const BatchRows& batch, Gram<T>& gram, const Rank2& rank, double grad, const RowSink& sink) {
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t n = batch.n, d = batch.view.d, width = gram.width(), padded = round_up(n, kernel.rows);
+  const int64_t stride = gram.stride();
+  Buffer<T> left(padded * n), right(n * width), dx(padded * width), centred(n * width), inverse_norms(n);
+  std::vector<double> means(static_cast<size_t>(n)), offset(static_cast<size_t>(d));
+  left.zero();
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      const double product = gram.upper()[std::min(i, j) * stride + std::max(i, j)];
+      double entry = 4 * rank.by_frobenius * product;
+      if (i == j) entry += 2 * rank.by_trace + 4 * rank.by_quartic * product;
+      left[i * n + j] = static_cast<T>(grad * entry);
+      means[static_cast<size_t>(j)] += grad * entry / static_cast<double>(n);
+    }
+  }
+  to_panels<T>(n, d, right.data(), [&](int64_t i, int64_t j) { return gram.rows()[i * width + j]; });
+  kernel.multiply(left.data(), n, padded, right.data(), n * kernel.panel, n, d, dx.data(), width);
+  if (gram.shift() != nullptr) {
+    kernel.weighted_sum(gram.rows(), plain_rows<T>(width), n, d, means.data(), offset.data());
+    kernel.subtract(dx.data(), width, n, d, padded_copy<T>(offset).data());
+  }
+  if (batch.view.normalize) {
+    kernel.read(batch.view, 0, n, gram.shift(), centred.data(), plain_rows<T>(width), inverse_norms.data());
+    kernel.tangent(dx.data(), width, centred.data(), width, gram.shift(), n, d, inverse_norms.data());
+  }
+  kernel.write(dx.data(), width, n, d, sink.data, sink.element, sink.stride);
+}
+
+/// Gradient of one batch on its rows, serially.
+template <class T>
+void batch_backward(const BatchRows& batch, Gram<T>& gram, const Options& options, double grad, const RowSink& sink) {
+  const Rank2 rank = batch_rank2<T>(batch, gram, options);
+  if (gram.wide()) {
+    wide_backward<T>(batch, gram, rank, grad, sink);
+    return;
+  }
+  const int64_t d = batch.view.d, run = Apply<T>::run_length(d);
+  const Buffer<T> right = tall_factor<T>(
+      d, rank, grad, [&](int64_t i, int64_t j) { return gram.upper()[i * gram.stride() + j]; });
+  Apply<T> apply{{{batch.view, gram.shift(), right.data()}}, nullptr, 4 * rank.by_quartic * grad};
+  Buffer<T> offset;
+  if (options.center) {
+    offset = tall_offset<T>(batch, gram.shift(), gram.columns(), right.data(), apply.quartic);
+    apply.offset = offset.data();
+  }
+  typename Apply<T>::Scratch scratch(run, apply.width());
+  for (int64_t i = 0; i < batch.n; i += run) apply.rows(i, std::min(i + run, batch.n), scratch, sink, nullptr, 0);
+}
+
+/// R2 of one batch too large for one thread: d <= n, the moment matrix kept for a gradient.
+template <class T>
+class LargeRank2 {
+ public:
+  LargeRank2(const Tensor& z, int64_t batch, const Options& options)
+      : z_(torch::stable::narrow(const_cast<Tensor&>(z), 0, batch, 1)),
+        n_(z.size(1)),
+        d_(z.size(2)),
+        options_(options),
+        moment_(d_ * d_),
+        columns_(d_),
+        shift_(padded_width<T>(d_)) {
+    std::vector<double> squares(static_cast<size_t>(d_));
+    double total = 0;
+    ScatterAll<T> scatter(z_, options.center, options.normalize, "z", batch, z.size(0));
+    scatter.run([&](int64_t, const Moments& moments, const T* shift, int64_t begin, int64_t end) {
+      if (begin == 0) total = moments.squares;
+      for (int64_t i = begin; i < end; ++i) {
+        columns_[i] = options.center ? moments.columns[i] : 0;
+        if (options.center) shift_[i] = shift[i];
+        for (int64_t j = i; j < d_; ++j) {
+          moment_[i * d_ + j] = moments.upper[i * scatter.stride() + j];
+          if (options.center) moment_[i * d_ + j] -= moments.columns[i] * moments.columns[j] / static_cast<double>(n_);
+        }
+        squares[static_cast<size_t>(i)] = frobenius(moment_.data(), d_, d_, i, i + 1);
+      }
+    });
+    for (int64_t j = d_; j < shift_.size(); ++j) shift_[j] = 0;
+    double t = 0, f = 0, q = 0;
+    for (int64_t i = 0; i < d_; ++i) {
+      t += moment_[i * d_ + i];
+      f += squares[static_cast<size_t>(i)];
+    }
+    if (options.center) settle_shift();
+    if (options.unbiased) q = quartic();
+    rank_ = rank2(t, f, q, total == 0 || t <= negligible_share<T>() * total, n_, options);
+  }
+
+  const Rank2& rank() const { return rank_; }
+
+  void backward(double grad, const RowSink& sink) const {
+    const Buffer<T> right =
+        tall_factor<T>(d_, rank_, grad, [&](int64_t i, int64_t j) { return moment_[i * d_ + j]; });
+    Apply<T> apply{{{rows(), shift(), right.data()}}, nullptr, 4 * rank_.by_quartic * grad};
+    Buffer<T> offset;
+    if (options_.center) {
+      offset = tall_offset<T>({rows(), n_, nullptr, 0}, shift(), columns_.data(), right.data(), apply.quartic);
+      apply.offset = offset.data();
+    }
+    apply.all(n_, sink);
+  }
+
+ private:
+  RowView rows() const { return rows_of(z_, options_.normalize); }
+  const T* shift() const { return options_.center ? shift_.data() : nullptr; }
+
+  /// Moves the shift onto the mean, which the powers of row norms need.
+  void settle_shift() {
+    for (int64_t j = 0; j < d_; ++j) {
+      const double mean = static_cast<double>(shift_[j]) + columns_[j] / static_cast<double>(n_);
+      shift_[j] = static_cast<T>(mean);
+      columns_[j] = (mean - static_cast<double>(shift_[j])) * static_cast<double>(n_);
+    }
+  }
+
+  double quartic() const {
+    const int64_t runs = ceil_div(n_, 1024);
+    std::vector<double> sums(static_cast<size_t>(runs));
+    parallel_tasks(runs, [&](int64_t run) {
+      RowView view = rows();
+      view.data = static_cast<const char*>(view.data) + run * 1024 * view.stride * element_bytes(view.element);
+      sums[static_cast<size_t>(run)] =
+          quartic_sum<T>({view, std::min<int64_t>(1024, n_ - run * 1024), nullptr, 0}, shift());
+    });
+    double sum = 0;
+    for (const double part : sums) sum += part;
+    return sum;
+  }
+
+  Tensor z_;
+  const int64_t n_, d_;
+  const Options options_;
+  Buffer<double> moment_, columns_;
+  Buffer<T> shift_;
+  Rank2 rank_;
+};
+
+/// Whether one batch is work for all threads.
+bool is_large(const Tensor& z) {
+  return z.size(2) <= z.size(1) && (z.size(2) > kNarrow || row_runs(z.size(1), z.size(2)) > 1);
+}
+
+Tensor effective_rank2(const Tensor& rows, bool center, bool normalize, bool unbiased) {
+  const Tensor z = dense_rows(rows);
+  const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
+  const Options options{center, normalize, unbiased};
+  const Tensor out = make_tensor({b}, accumulation_type(z));
+  in_accumulation_type(z, [&](auto zero) {
+    using T = decltype(zero);
+    T* const values = data_of<T>(out);
+    if (is_large(z)) {
+      for (int64_t i = 0; i < b; ++i) values[i] = static_cast<T>(LargeRank2<T>(z, i, options).rank().value);
+      return;
+    }
+    BadRow bad;
+    parallel_tasks(
+        b, [&] { return Gram<T>(n, d, center); },
+        [&](int64_t i, Gram<T>& gram) {
+          values[i] = static_cast<T>(batch_rank2<T>(batch_of_tensor(z, normalize, i, &bad), gram, options).value);
+        });
+    if (checks_enabled()) bad.raise("z", b, n);
+  });
+  return out;
+}
+
+Tensor effective_rank2_backward(const Tensor& grad_, const Tensor& rows, bool center, bool normalize, bool unbiased) {
+  const Tensor z = dense_rows(rows), grad = torch::stable::contiguous(grad_);
+  const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
+  const Options options{center, normalize, unbiased};
+  const Tensor out = make_tensor({b, n, d}, z.scalar_type());
+  in_accumulation_type(z, [&](auto zero) {
+    using T = decltype(zero);
+    const T* const g = data_of<T>(grad);
+    if (is_large(z)) {
+      for (int64_t i = 0; i < b; ++i) {
+        LargeRank2<T>(z, i, options).backward(static_cast<double>(g[i]), sink_of(out, i));
+      }
+      return;
+    }
+    parallel_tasks(
+        b, [&] { return Gram<T>(n, d, center); },
+        [&](int64_t i, Gram<T>& gram) {
+          batch_backward<T>(batch_of_tensor(z, normalize, i, nullptr), gram, options, static_cast<double>(g[i]),
+                            sink_of(out, i));
+        });
+  });
+  return out;
+}
+
+Tensor batch_effective_rank2(const Tensor& rows, const Tensor& indices_, bool center, bool normalize) {
+  const Tensor pool = dense_rows(rows), indices = checked_indices(indices_, rows.size(0));
+  const int64_t c = indices.size(0), n = indices.size(1);
+  const Options options{center, normalize, false};
+  const Tensor out = make_tensor({c}, accumulation_type(pool));
+  in_accumulation_type(pool, [&](auto zero) {
+    using T = decltype(zero);
+    BadRow bad;
+    parallel_tasks(
+        c, [&] { return Gram<T>(n, pool.size(1), center); },
+        [&](int64_t i, Gram<T>& gram) {
+          const BatchRows batch = batch_of_pool(pool, indices, normalize, i, &bad);
+          data_of<T>(out)[i] = static_cast<T>(batch_rank2<T>(batch, gram, options).value);
+        });
+    if (checks_enabled()) bad.raise("pool", 1, pool.size(0));
+  });
+  return out;
+}
+
+/// Where each row of the pool appears among the indices, in order: places[starts[row]] up to places[starts[row + 1]].
+struct Appearances {
+  std::vector<int64_t> starts, places;
+
+  Appearances(const int64_t* index, int64_t count, int64_t rows)
+      : starts(static_cast<size_t>(rows) + 1), places(static_cast<size_t>(count)) {
+    for (int64_t i = 0; i < count; ++i) ++starts[static_cast<size_t>(index[i]) + 1];
+    for (size_t r = 1; r < starts.size(); ++r) starts[r] += starts[r - 1];
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t i = 0; i < count; ++i) places[static_cast<size_t>(next[static_cast<size_t>(index[i])]++)] = i;
+  }
+};
+
+Tensor batch_effective_rank2_backward(const Tensor& grad_, const Tensor& rows, const Tensor& indices_, bool center,
+                                      bool normalize) {
+  const Tensor pool = dense_rows(rows), indices = checked_indices(indices_, rows.size(0));
+  const Tensor grad = torch::stable::contiguous(grad_);
+  const int64_t c = indices.size(0), n = indices.size(1), rows_in_pool = pool.size(0), d = pool.size(1);
+  const Options options{center, normalize, false};
+  const Tensor out = make_tensor({rows_in_pool, d}, pool.scalar_type());
+  in_accumulation_type(pool, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr Element element = sizeof(T) == 8 ? Element::kDouble : Element::kFloat;
+    // a row may be in many batches: its gradients are written apart and then added in order
+    Buffer<T> gathered(c * n * d);
+    parallel_tasks(
+        c, [&] { return Gram<T>(n, d, center); },
+        [&](int64_t i, Gram<T>& gram) {
+          const BatchRows batch = batch_of_pool(pool, indices, normalize, i, nullptr);
+          batch_backward<T>(batch, gram, options, static_cast<double>(data_of<T>(grad)[i]),
+                            RowSink{gathered.data() + i * n * d, element, d});
+        });
+    const Appearances found(data_of<int64_t>(indices), c * n, rows_in_pool);
+    const RowSink sink = sink_of(out, 0);
+    constexpr int64_t run = 512;
+    parallel_tasks(
+        ceil_div(rows_in_pool, run), [&] { return Buffer<T>(padded_width<T>(d)); },
+        [&](int64_t task, Buffer<T>& sum) {
+          for (int64_t r = task * run; r < std::min(rows_in_pool, (task + 1) * run); ++r) {
+            sum.zero();
+            for (int64_t p = found.starts[static_cast<size_t>(r)]; p < found.starts[static_cast<size_t>(r) + 1]; ++p) {
+              const T* const from = gathered.data() + found.places[static_cast<size_t>(p)] * d;
+              for (int64_t j = 0; j < d; ++j) sum[j] += from[j];
+            }
+            kernels<T>().write(sum.data(), d, 1, d, sink.row(r), sink.element, sink.stride);
+          }
+        });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace spectral_kernels
+
+STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cpp, CPU, m) {
+  m.impl("effective_rank2", TORCH_BOX(&spectral_kernels::effective_rank2));
+  m.impl("effective_rank2_backward", TORCH_BOX(&spectral_kernels::effective_rank2_backward));
+  m.impl("batch_effective_rank2", TORCH_BOX(&spectral_kernels::batch_effective_rank2));
+  m.impl("batch_effective_rank2_backward", TORCH_BOX(&spectral_kernels::batch_effective_rank2_backward));
+}

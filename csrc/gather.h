@@ -1,0 +1,46 @@
+// Batches of rows as the operators over a pool take them: indices checked, rows named by their place in the pool.
+#pragma once
+
+#include "rows.h"
+
+namespace spectral_kernels {
+
+/// One batch: n rows of a view, and where a bad one is reported.
+struct BatchRows {
+  RowView view;
+  int64_t n;
+  BadRow* bad;
+  int64_t offset;  // of the batch's first row in the argument, where rows are not gathered
+
+  /// `row` counts from the start of the view.
+  void report(int64_t row) const {
+    if (row >= 0 && bad != nullptr) bad->report(view.index == nullptr ? offset + row : view.index[row]);
+  }
+};
+
+/// Indices (c, b) into a pool of N rows, contiguous.
+inline Tensor checked_indices(const Tensor& indices, int64_t rows) {
+  if (indices.scalar_type() != ScalarType::Long) throw std::runtime_error("spectral_kernels: indices must be int64");
+  const Tensor dense = torch::stable::contiguous(indices);
+  const int64_t* const index = static_cast<const int64_t*>(dense.const_data_ptr());
+  for (int64_t i = 0; i < dense.numel(); ++i) {
+    if (index[i] < 0 || index[i] >= rows) {
+      throw std::runtime_error("spectral_kernels: indices holds " + std::to_string(index[i]) + ", outside [0, " +
+                               std::to_string(rows) + ")");
+    }
+  }
+  return dense;
+}
+
+inline BatchRows batch_of_pool(const Tensor& pool, const Tensor& indices, bool normalize, int64_t batch, BadRow* bad) {
+  const int64_t n = indices.size(1);
+  RowView view = rows_of(pool, normalize);
+  view.index = static_cast<const int64_t*>(indices.const_data_ptr()) + batch * n;
+  return {view, n, bad, 0};
+}
+
+inline BatchRows batch_of_tensor(const Tensor& z, bool normalize, int64_t batch, BadRow* bad) {
+  return {rows_of(z, normalize, batch), z.size(1), bad, batch * z.size(1)};
+}
+
+}  // namespace spectral_kernels

@@ -1,0 +1,163 @@
+"""The command line: what it prints, writes and refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spectral_kernels import cli
+
+pytestmark = pytest.mark.filterwarnings("ignore:the memory bank is cold")
+QUICK = ["train.steps=4", "evaluate.every=2", "evaluate.train_images=200", "train.checkpoint_every=2"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = cli.main(list(words))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"], ["bench", "--help"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert len(out) > 200
+    assert max(map(len, out.splitlines())) <= 100
+    if words[0] != "bench":
+        assert "spectral-kernels" in out
+        assert "train.steps=" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("spectral_kernels 0.")
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "info")
+    assert status == 0
+    assert "greedy" in out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train", "--config", "tinny"], "no config 'tinny': name a YAML file or one of demo, fashion_mnist, tiny"),
+        (["train", "--config", "tiny", "train.stpes=3"], "unknown key train.stpes; did you mean train.steps?"),
+        (["train", "--config", "tiny", "selection.strategy=best"], "unknown strategy 'best'"),
+        (["compare", "--config", "tiny", "compare.strategies=[greedy-8]"], "has no 'random' to take the target from"),
+        (["compare", "--config", "tiny", "train.batch_size=5000"], "batch_size = 5000 exceeds"),
+        (["train", "data.root=nowhere", "data.fallback=null"], "Fashion-MNIST was not found in nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, *words)
+    assert status == 1
+    assert err.startswith("spectral-kernels: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(FileNotFoundError, match="no config"):
+        cli.main(["train", "--debug", "--config", "tinny"])
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train", "--stpes", "3"], ["info", "more"]])
+def test_bad_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    assert "usage: spectral-kernels" in capsys.readouterr().err
+
+
+def test_train(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    words = ["train", "--config", "tiny", *QUICK[:2], "--out", "here", *QUICK[2:]]
+    status, out, err = run(capsys, *words)
+    assert (status, err) == (0, "")
+    assert "untrained encoder" in out
+    assert "greedy-8, seed 0: step 4" in out
+    assert "selection overhead" in out
+    assert sorted(path.name for path in Path("here").iterdir()) == ["last.ckpt", "results.csv", "steps.csv"]
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "finished before" in out
+    status, _, err = run(capsys, *words, "train.temperature=0.5")
+    assert status == 1
+    assert "train.temperature is 0.2 there and 0.5 here. Start anew with --fresh" in err
+    status, out, _ = run(capsys, *words, "train.temperature=0.5", "--fresh")
+    assert status == 0
+    Path("here/last.ckpt").write_bytes(b"junk")
+    status, _, err = run(capsys, *words)
+    assert status == 1
+    assert "here/last.ckpt cannot be read as a checkpoint" in err
+
+
+def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    status, out, err = run(capsys, "compare", "--config", "tiny", *QUICK)
+    assert (status, err) == (0, "")
+    for text in ("untrained encoder", "random", "pool-balanced", "greedy-8", "Target: linear probe", "overhead, %"):
+        assert text in out
+    assert max(map(len, out.splitlines()[:-1])) <= 100
+    names = {path.name for path in Path("runs/compare-tiny").iterdir()}
+    assert names == {"runs", "results.csv", "steps.csv", "summary.json", "comparison.png"}
+
+
+def test_compare_without_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = [*QUICK, "compare.strategies=[random]", "compare.seeds=[0]"]
+    status, out, _ = run(capsys, "compare", "--config", "tiny", *words)
+    assert status == 0
+    assert "No picture: drawing a plot needs matplotlib" in out
+    assert "pip install 'spectral_kernels[train]'" in out
+    assert Path("runs/compare-tiny/summary.json").exists()
+
+
+def test_bench_needs_the_source_tree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "spectral_kernels"
+    package.mkdir()
+    monkeypatch.setattr(cli.spectral_kernels, "__file__", str(package / "__init__.py"))
+    status, _, err = run(capsys, "bench")
+    assert status == 1
+    assert "bench needs the source tree" in err
+    script = tmp_path / "bench" / "run.py"
+    script.parent.mkdir()
+    script.write_text("import sys; sys.exit(3 if sys.argv[1:] == ['--quick'] else 4)")
+    assert cli.main(["bench", "--quick"]) == 3
+
+
+def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    pytest.importorskip("sklearn")
+    status, _, err = run(capsys, "train", "--config", "tiny")
+    assert status == 130
+    assert err == "spectral-kernels: interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_as_a_process() -> None:
+    """The exit status and the streams, as a shell sees them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "spectral_kernels.cli", "train", "--config", "tinny"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("spectral-kernels: error: no config")

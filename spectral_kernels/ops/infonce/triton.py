@@ -1,0 +1,420 @@
+"""InfoNCE and NT-Xent, flash style: similarities live a tile at a time, B x B is never stored.
+
+Forward: a program owns a block of anchors, runs over all others with an online log-sum-exp, and finishes loss and lse.
+Backward: a program owns a block of rows (and of features), recomputes the similarities and adds up the weighted others;
+u·du, which the normalisation needs, follows from the similarities themselves. Rows are never normalised in memory: their
+inverse norms multiply the similarities. Half-precision products are exact, so they enter `tl.dot` as they are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._triton import (
+    INTERPRETED,
+    AotCall,
+    Configuration,
+    dense_rows,
+    dot_precision,
+    inverse_norm,
+    launch,
+    split_float,
+    tangent,
+    triton_dtype,
+)
+
+
+@triton.jit
+def pair_pointers(first, second, rows, half, first_row, second_row):
+    """Pointers to rows of `first`, or of `first` above `second` (`half` rows each)."""
+    pointers = first + rows.to(tl.int64) * first_row
+    if second is not None:
+        pointers = tl.where(rows < half, pointers, second + (rows - half).to(tl.int64) * second_row)
+    return pointers
+
+
+@triton.jit
+def load_chunk(pointers, inside, columns, d, ACC: tl.constexpr, NATIVE: tl.constexpr):
+    x = tl.load(pointers[:, None] + columns[None, :], mask=inside[:, None] & (columns < d)[None, :], other=0.0)
+    return x if NATIVE else x.to(ACC)
+
+
+@triton.jit
+def anchor_products(x_pointers, p_pointers, inside, d, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """1/‖x‖, 1/‖p‖ and cosine of paired rows, and ‖x‖²."""
+    xx = tl.zeros([ROWS], dtype=ACC)
+    pp = tl.zeros([ROWS], dtype=ACC)
+    xp = tl.zeros([ROWS], dtype=ACC)
+    for first in range(0, d, BLOCK_K):
+        columns = first + tl.arange(0, BLOCK_K)
+        x = load_chunk(x_pointers, inside, columns, d, ACC, False)
+        p = load_chunk(p_pointers, inside, columns, d, ACC, False)
+        xx += tl.sum(x * x, 1)
+        pp += tl.sum(p * p, 1)
+        xp += tl.sum(x * p, 1)
+    x_inverse = inverse_norm(xx)
+    p_inverse = inverse_norm(pp)
+    return x_inverse, p_inverse, xp * x_inverse * p_inverse, xx
+
+
+@triton.jit
+def similarities(
+    x_pointers, x_inside, x_inverse, x_tile, y_pointers, y_inside, d,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, NATIVE: tl.constexpr, ONE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Cosines of two blocks of rows, 1/‖y‖, and the block of y where it is whole rows (ONE)."""
+    cosines = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACC)
+    if ONE:
+        y = load_chunk(y_pointers, y_inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
+        yy = tl.sum(y.to(ACC) * y.to(ACC), 1)
+        cosines = tl.dot(x_tile, tl.trans(y), cosines, input_precision=PRECISION, out_dtype=ACC)
+    else:
+        y = x_tile
+        yy = tl.zeros([BLOCK_N], dtype=ACC)
+        for first in range(0, d, BLOCK_K):
+            columns = first + tl.arange(0, BLOCK_K)
+            a = load_chunk(x_pointers, x_inside, columns, d, ACC, NATIVE)
+            b = load_chunk(y_pointers, y_inside, columns, d, ACC, NATIVE)
+            yy += tl.sum(b.to(ACC) * b.to(ACC), 1)
+            cosines = tl.dot(a, tl.trans(b), cosines, input_precision=PRECISION, out_dtype=ACC)
+    y_inverse = inverse_norm(yy)
+    return cosines * x_inverse[:, None] * y_inverse[None, :], y_inverse, y
+
+
+@triton.jit
+def negatives(x_rows, y_rows, m, n, half, MASK: tl.constexpr):
+    """Which pairs count: all inside, but for an anchor itself ("diagonal") and also its positive ("views")."""
+    counted = (x_rows < m)[:, None] & (y_rows < n)[None, :]
+    if MASK != "none":
+        counted = counted & (x_rows[:, None] != y_rows[None, :])
+    if MASK == "views":
+        counted = counted & (((x_rows + half) % (2 * half))[:, None] != y_rows[None, :])
+    return counted
+
+
+@triton.jit
+def log1p_unit(e, TERMS: tl.constexpr):
+    """ln(1 + e) for e in [0, 1], to relative rounding: 2 artanh(e / (2 + e))."""
+    t = e / (2.0 + e)
+    square = t * t
+    total = tl.zeros_like(t)
+    for k in tl.static_range(TERMS):
+        total = total * square + 1.0 / (2 * (TERMS - k) - 1)
+    return 2.0 * t * total
+
+
+@triton.jit
+def one_minus_exp(x, TERMS: tl.constexpr):
+    """1 − exp(−x) for x >= 0, to relative rounding."""
+    total = tl.zeros_like(x) + 1.0
+    for k in tl.static_range(TERMS - 1):
+        total = 1.0 - total * x / (TERMS - k)
+    return tl.where(x < 0.5, x * total, 1.0 - tl.exp(-x))
+
+
+@triton.jit
+def loss_kernel(
+    x, x_second, p, y, y_second, loss, lse, m, n, half, d,
+    x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
+    MASK: tl.constexpr, ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    TERMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Loss and log-partition of the anchors x (m, d), positives p (the other view where p is None), others y (n, d)."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows < m
+    tau = tl.sum(tl.zeros([BLOCK_M], dtype=ACC), 0) + temperature + temperature_rest
+    x_pointers = pair_pointers(x, x_second, rows, half, x_row, x_second_row)
+    if p is None:
+        p_pointers = pair_pointers(x, x_second, (rows + half) % (2 * half), half, x_row, x_second_row)
+    else:
+        p_pointers = pair_pointers(p, None, rows, half, p_row, p_row)
+    x_inverse, _p_inverse, positive, _xx = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
+    x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
+    top = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
+    total = tl.zeros([BLOCK_M], dtype=ACC)
+    for first in range(0, n, BLOCK_N):
+        others = first + tl.arange(0, BLOCK_N)
+        y_pointers = pair_pointers(y, y_second, others, half, y_row, y_second_row)
+        cosines, _y_inverse, _y = similarities(
+            x_pointers, inside, x_inverse, x_tile, y_pointers, others < n, d,
+            ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        logits = tl.where(negatives(rows, others, m, n, half, MASK), cosines / tau, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        # a row may not have met a negative yet: -inf less -inf is NaN
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(logits - shift[:, None]), 1)
+        top = higher
+    positive = positive / tau
+    odds = top + tl.log(total) - positive
+    value = tl.maximum(odds, 0.0) + log1p_unit(tl.exp(-tl.abs(odds)), TERMS)
+    tl.store(loss + rows, value, mask=inside)
+    tl.store(lse + rows, positive + value, mask=inside)
+
+
+@triton.jit
+def gradient_kernel(
+    x, x_second, p, y, y_second, grad, loss, lse, dx, dx_second, m, n, half, d, column_blocks,
+    x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
+    BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, POSITIVE: tl.constexpr, MASK: tl.constexpr, ONE: tl.constexpr,
+    NATIVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, WEIGHT_PRECISION: tl.constexpr,
+    TERMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradient on rows x (m, d) from their similarities with y (n, d), through the normalisation.
+
+    BY_ROW: the rows x are anchors; BY_COLUMN: the rows y are. POSITIVE: x and p (other views where p is None) attract.
+    """
+    pid = tl.program_id(0)
+    rows = (pid // column_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    features = (pid % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = rows < m
+    tau = tl.sum(tl.zeros([BLOCK_M], dtype=ACC), 0) + temperature + temperature_rest
+    partners = rows
+    if MASK == "views":
+        partners = (rows + half) % (2 * half)
+    x_pointers = pair_pointers(x, x_second, rows, half, x_row, x_second_row)
+    if p is None:
+        p_pointers = pair_pointers(x, x_second, partners, half, x_row, x_second_row)
+    else:
+        p_pointers = pair_pointers(p, None, rows, half, p_row, p_row)
+    x_inverse, p_inverse, positive, xx = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
+    x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
+    pulled = tl.zeros([BLOCK_M], dtype=ACC)
+    row_scale = tl.zeros([BLOCK_M], dtype=ACC)
+    row_lse = tl.zeros([BLOCK_M], dtype=ACC)
+    if BY_ROW:
+        row_scale = tl.load(grad + rows, mask=inside, other=0.0) / tau
+        row_lse = tl.load(lse + rows, mask=inside, other=0.0)
+    if POSITIVE:
+        own = tl.load(grad + rows, mask=inside, other=0.0) / tau
+        pulled = own * one_minus_exp(tl.load(loss + rows, mask=inside, other=0.0), TERMS)
+        if MASK == "views":
+            own = tl.load(grad + partners, mask=inside, other=0.0) / tau
+            pulled += own * one_minus_exp(tl.load(loss + partners, mask=inside, other=0.0), TERMS)
+    gradient = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACC)
+    along = tl.zeros([BLOCK_M], dtype=ACC)
+    for first in range(0, n, BLOCK_N):
+        others = first + tl.arange(0, BLOCK_N)
+        y_inside = others < n
+        y_pointers = pair_pointers(y, y_second, others, half, y_row, y_second_row)
+        cosines, y_inverse, y_tile = similarities(
+            x_pointers, inside, x_inverse, x_tile, y_pointers, y_inside, d,
+            ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        logits = tl.where(negatives(rows, others, m, n, half, MASK), cosines / tau, float("-inf"))
+        weights = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACC)
+        if BY_ROW:
+            weights += row_scale[:, None] * tl.exp(logits - row_lse[:, None])
+        if BY_COLUMN:
+            scale = tl.load(grad + others, mask=y_inside, other=0.0) / tau
+            weights += scale[None, :] * tl.exp(logits - tl.load(lse + others, mask=y_inside, other=0.0)[None, :])
+        along += tl.sum(weights * cosines, 1)
+        if ONE and BLOCK_K == BLOCK_D:
+            pushed = y_tile.to(ACC)
+        else:
+            pushed = load_chunk(y_pointers, y_inside, features, d, ACC, False)
+        gradient = tl.dot(
+            weights * y_inverse[None, :], pushed, gradient, input_precision=WEIGHT_PRECISION, out_dtype=ACC
+        )
+    if POSITIVE:
+        partner = load_chunk(p_pointers, inside, features, d, ACC, False)
+        gradient -= (pulled * p_inverse)[:, None] * partner
+        along -= pulled * positive
+    unit = load_chunk(x_pointers, inside, features, d, ACC, False) * x_inverse[:, None]
+    gradient = tangent(gradient, unit, along, xx)
+    out = pair_pointers(dx, dx_second, rows, half, d, d)
+    stored = inside[:, None] & (features < d)[None, :]
+    tl.store(out[:, None] + features[None, :], gradient.to(dx.dtype.element_ty), mask=stored)
+
+
+# by arithmetic: float64, float32 by input precision, and half-precision rows
+FORWARD = {
+    "fp64": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}, num_warps=8),
+    "ieee": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, num_warps=8),
+    "tf32": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128}, num_warps=4),
+    "bf16x3": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4),
+    "half": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128}, num_warps=4),
+}
+BACKWARD = {
+    "fp64": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_D": 64}, num_warps=8),
+    "ieee": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "BLOCK_D": 128}, num_warps=8),
+    "tf32": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_D": 128}, num_warps=8),
+    "bf16x3": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "BLOCK_D": 128}, num_warps=8),
+    "half": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_D": 128}, num_warps=8),
+}
+CONFIGURATIONS = {
+    **{f"loss {kind}": use for kind, use in FORWARD.items()},
+    **{f"gradient {kind}": use for kind, use in BACKWARD.items()},
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows (m, d): one tensor, or two views of m/2 rows each, one above the other."""
+
+    first: Tensor
+    second: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return self.first.shape[0] * (1 if self.second is None else 2)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return self.first.stride(0), 0 if self.second is None else self.second.stride(0)
+
+
+def _arithmetic(dtype: torch.dtype, precision: str) -> str:
+    if dtype == torch.float64:
+        return "fp64"
+    return precision if dtype == torch.float32 else "half"
+
+
+def _constants(dtype: torch.dtype, d: int, use: Configuration, precision: str) -> dict[str, object]:
+    acc = accumulation_dtype(dtype)
+    half = dtype in (torch.bfloat16, torch.float16)
+    return {
+        "ONE": d <= use["BLOCK_K"],
+        # the interpreter multiplies the bits of bf16
+        "NATIVE": half and not INTERPRETED,
+        "ACC": triton_dtype(acc),
+        "PRECISION": "ieee" if half else dot_precision(precision, dtype, acc),
+        "TERMS": 18 if acc == torch.float64 else 9,
+    }
+
+
+def _loss(
+    x: Rows, p: Tensor | None, y: Rows, mask: str, temperature: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    anchors, d = x.first, x.first.shape[1]
+    use = FORWARD[_arithmetic(anchors.dtype, precision)]
+    acc = accumulation_dtype(anchors.dtype)
+    loss, lse = anchors.new_empty(x.count, dtype=acc), anchors.new_empty(x.count, dtype=acc)
+    launch(
+        loss_kernel,
+        -(-x.count // use["BLOCK_M"]),
+        (
+            x.first, x.second, p, y.first, y.second, loss, lse, x.count, y.count, len(anchors), d,
+            *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
+        ),
+        {"MASK": mask, **_constants(anchors.dtype, d, use, precision)},
+        use,
+    )  # fmt: skip
+    return loss, lse
+
+
+def _gradient(
+    x: Rows, p: Tensor | None, y: Rows, grad: Tensor, loss: Tensor, lse: Tensor, mask: str, temperature: float,
+    precision: str, *, by_row: bool, by_column: bool, positive: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    rows, d = x.first, x.first.shape[1]
+    use = BACKWARD[_arithmetic(rows.dtype, precision)]
+    dx = rows.new_empty(rows.shape)
+    dx_second = None if x.second is None else rows.new_empty(rows.shape)
+    column_blocks = -(-d // use["BLOCK_D"])
+    constants = _constants(rows.dtype, d, use, precision)
+    launch(
+        gradient_kernel,
+        -(-x.count // use["BLOCK_M"]) * column_blocks,
+        (
+            x.first, x.second, p, y.first, y.second, grad, loss, lse, dx, dx_second, x.count, y.count, len(rows), d,
+            column_blocks, *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
+        ),
+        {
+            "BY_ROW": by_row, "BY_COLUMN": by_column, "POSITIVE": positive, "MASK": mask, **constants,
+            "WEIGHT_PRECISION": dot_precision(precision, rows.dtype, accumulation_dtype(rows.dtype)),
+        },
+        use,
+    )  # fmt: skip
+    return dx, dx_second
+
+
+def info_nce(
+    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    query, key = dense_rows(query), dense_rows(key)
+    if queue is None:
+        return _loss(Rows(query), key, Rows(key), "diagonal", temperature, precision)
+    return _loss(Rows(query), key, Rows(dense_rows(queue)), "none", temperature, precision)
+
+
+def info_nce_backward(
+    grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, loss: Tensor, lse: Tensor, temperature: float,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    query, key, grad = dense_rows(query), dense_rows(key), grad.contiguous()
+    given = (grad, loss.contiguous(), lse.contiguous())
+    if queue is None:
+        dquery, _ = _gradient(
+            Rows(query), key, Rows(key), *given, "diagonal", temperature, precision,
+            by_row=True, by_column=False, positive=True,
+        )  # fmt: skip
+        dkey, _ = _gradient(
+            Rows(key), query, Rows(query), *given, "diagonal", temperature, precision,
+            by_row=False, by_column=True, positive=True,
+        )  # fmt: skip
+        return dquery, dkey, query.new_empty(0, query.shape[1])
+    queue = dense_rows(queue)
+    dquery, _ = _gradient(
+        Rows(query), key, Rows(queue), *given, "none", temperature, precision,
+        by_row=True, by_column=False, positive=True,
+    )  # fmt: skip
+    # a key meets no negatives: only its query pulls
+    dkey, _ = _gradient(
+        Rows(key), query, Rows(query[:0]), *given, "none", temperature, precision,
+        by_row=False, by_column=False, positive=True,
+    )  # fmt: skip
+    dqueue, _ = _gradient(
+        Rows(queue), queue, Rows(query), *given, "none", temperature, precision,
+        by_row=False, by_column=True, positive=False,
+    )  # fmt: skip
+    return dquery, dkey, dqueue
+
+
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float, precision: str) -> tuple[Tensor, Tensor]:
+    views = Rows(dense_rows(z0), dense_rows(z1))
+    return _loss(views, None, views, "views", temperature, precision)
+
+
+def nt_xent_backward(
+    grad: Tensor, z0: Tensor, z1: Tensor, loss: Tensor, lse: Tensor, temperature: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    views = Rows(dense_rows(z0), dense_rows(z1))
+    dz0, dz1 = _gradient(
+        views, None, views, grad.contiguous(), loss.contiguous(), lse.contiguous(), "views", temperature, precision,
+        by_row=True, by_column=True, positive=True,
+    )  # fmt: skip
+    assert dz1 is not None
+    return dz0, dz1
+
+
+def aot_calls() -> list[AotCall]:
+    """Calls whose launches cover this module's kernels and configurations."""
+
+    def call(d: int, dtype: torch.dtype, precision: str, with_queue: bool) -> None:
+        z = torch.empty(4096, d, dtype=dtype, device="meta")
+        values = torch.empty(4096, dtype=accumulation_dtype(dtype), device="meta")
+        queue = torch.empty(65536, d, dtype=dtype, device="meta") if with_queue else None
+        info_nce(z, z, queue, 0.1, precision)
+        info_nce_backward(values, z, z, queue, values, values, 0.1, precision)
+        if not with_queue:
+            both = torch.cat([values, values])
+            nt_xent(z, z, 0.5, precision)
+            nt_xent_backward(both, z, z, both, both, 0.5, precision)
+
+    return [
+        lambda: call(128, torch.float32, "ieee", False),
+        lambda: call(128, torch.float32, "ieee", True),
+        lambda: call(128, torch.float32, "tf32", False),
+        lambda: call(128, torch.float32, "bf16x3", False),
+        lambda: call(512, torch.float32, "tf32", False),
+        lambda: call(128, torch.bfloat16, "ieee", False),
+        lambda: call(512, torch.bfloat16, "ieee", False),
+        lambda: call(128, torch.float16, "ieee", False),
+        lambda: call(128, torch.float64, "ieee", False),
+    ]
