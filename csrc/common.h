@@ -78,9 +78,9 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t size)
-      : size_(size), data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(size > 0 ? size : 1), kAlign))) {}
-  Buffer(Buffer&& other) noexcept
-      : size_(std::exchange(other.size_, 0)), data_(std::exchange(other.data_, nullptr)) {}
+      : size_(size),
+        data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(size > 0 ? size : 1), kAlign))) {}
+  Buffer(Buffer&& other) noexcept : size_(std::exchange(other.size_, 0)), data_(std::exchange(other.data_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(size_, other.size_);
     std::swap(data_, other.data_);

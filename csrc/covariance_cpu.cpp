@@ -46,8 +46,9 @@ std::tuple<Tensor, Tensor> covariance_mean(const Tensor& rows, bool center, bool
       write_covariance(moments, scatter.stride(), n, d, correction, begin, end, data_of<T>(out) + batch * d * d);
       for (int64_t j = begin; j < end; ++j) {
         data_of<T>(mean)[batch * d + j] =
-            shift == nullptr ? T(0)
-                             : static_cast<T>(static_cast<double>(shift[j]) + moments.columns[j] / static_cast<double>(n));
+            shift == nullptr
+                ? T(0)
+                : static_cast<T>(static_cast<double>(shift[j]) + moments.columns[j] / static_cast<double>(n));
       }
     });
   });

@@ -148,8 +148,8 @@ void batch_backward(const BatchRows& batch, Gram<T>& gram, const Options& option
     return;
   }
   const int64_t d = batch.view.d, run = Apply<T>::run_length(d);
-  const Buffer<T> right = tall_factor<T>(
-      d, rank, grad, [&](int64_t i, int64_t j) { return gram.upper()[i * gram.stride() + j]; });
+  const Buffer<T> right =
+      tall_factor<T>(d, rank, grad, [&](int64_t i, int64_t j) { return gram.upper()[i * gram.stride() + j]; });
   Apply<T> apply{{{batch.view, gram.shift(), right.data()}}, nullptr, 4 * rank.by_quartic * grad};
   Buffer<T> offset;
   if (options.center) {
@@ -201,8 +201,7 @@ class LargeRank2 {
   const Rank2& rank() const { return rank_; }
 
   void backward(double grad, const RowSink& sink) const {
-    const Buffer<T> right =
-        tall_factor<T>(d_, rank_, grad, [&](int64_t i, int64_t j) { return moment_[i * d_ + j]; });
+    const Buffer<T> right = tall_factor<T>(d_, rank_, grad, [&](int64_t i, int64_t j) { return moment_[i * d_ + j]; });
     Apply<T> apply{{{rows(), shift(), right.data()}}, nullptr, 4 * rank_.by_quartic * grad};
     Buffer<T> offset;
     if (options_.center) {

@@ -1,5 +1,5 @@
-// Moment matrix of one batch, on the smaller side: (d, d) sums over rows, or (n, n) products of rows when n < d. Serial:
-// the operators over many batches run one batch to a thread.
+// Moment matrix of one batch, on the smaller side: (d, d) sums over rows, or (n, n) products of rows when n < d.
+// Serial: the operators over many batches run one batch to a thread.
 #pragma once
 
 #include <algorithm>

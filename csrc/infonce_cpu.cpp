@@ -86,13 +86,16 @@ struct Negatives {
 /// similarity (kAnchors, columns) of anchors from `row` with others from `column`, and its description.
 template <class T>
 LogitBlock<T> logits(const UnitRows<T>& anchors, int64_t row, int64_t rows, const UnitRows<T>& others, int64_t column,
-                     int64_t columns, T inverse_temperature, const Negatives& negatives, T* similarity, int64_t stride) {
+                     int64_t columns, T inverse_temperature, const Negatives& negatives, T* similarity,
+                     int64_t stride) {
   const Kernels<T>& kernel = kernels<T>();
   const int64_t group = others.group_of_transposed();
   kernel.multiply(anchors.row(row), anchors.width, round_up(rows, kernel.rows),
-                  others.transposed.data() + column / kernel.panel * group, group, anchors.d, columns, similarity, stride);
-  return {similarity, stride, rows, columns, row, column, inverse_temperature, {negatives.skip[0], negatives.skip[1]},
-          negatives.period};
+                  others.transposed.data() + column / kernel.panel * group, group, anchors.d, columns, similarity,
+                  stride);
+  return {
+      similarity,      stride, rows, columns, row, column, inverse_temperature, {negatives.skip[0], negatives.skip[1]},
+      negatives.period};
 }
 
 template <class T>
@@ -166,25 +169,27 @@ std::tuple<Tensor, Tensor> info_nce(const Tensor& query_, const Tensor& key_, co
     const int64_t n = query.size(0);
     const UnitRows<T> u({query}, {false, false}, {&bad_query}), v({key}, {false, !queue_}, {&bad_key});
     std::optional<UnitRows<T>> queue;
-    if (queue_) queue.emplace(std::vector<Tensor>{dense_rows(*queue_)}, typename UnitRows<T>::Layouts{false, true},
-                              std::vector<BadRow*>{&bad_queue});
+    if (queue_)
+      queue.emplace(std::vector<Tensor>{dense_rows(*queue_)}, typename UnitRows<T>::Layouts{false, true},
+                    std::vector<BadRow*>{&bad_queue});
     if (checks_enabled()) {
       bad_query.raise("query", 1, n);
       bad_key.raise("key", 1, n);
       if (queue) bad_queue.raise("queue", 1, queue->n);
     }
     const Negatives negatives{{queue ? -1 : 0, -1}, n};
-    return losses<T>(u, queue ? *queue : v, temperature, negatives, [&](int64_t i) { return v.row(i); },
-                     accumulation_type(query));
+    return losses<T>(
+        u, queue ? *queue : v, temperature, negatives, [&](int64_t i) { return v.row(i); }, accumulation_type(query));
   });
 }
 
-/// Gradients of a strip of anchors on themselves and, added up, on the others. The strip's softmax weights are worked out
-/// once and used by both products.
+/// Gradients of a strip of anchors on themselves and, added up, on the others. The strip's softmax weights are worked
+/// out once and used by both products.
 template <class T>
 class StripGradient {
  public:
-  StripGradient(const UnitRows<T>& anchors, const UnitRows<T>& others, T inverse_temperature, const Negatives& negatives)
+  StripGradient(const UnitRows<T>& anchors, const UnitRows<T>& others, T inverse_temperature,
+                const Negatives& negatives)
       : u_(anchors),
         v_(others),
         inverse_(inverse_temperature),
@@ -214,7 +219,8 @@ class StripGradient {
   void anchors(int64_t row, int64_t rows, const T* weight, const T* lse, const Each& each) {
     const Kernels<T>& kernel = kernels<T>();
     parallel_tasks(
-        ceil_div(rows, kAnchors), [&] { return std::array{Buffer<T>(kAnchors * u_.width), Buffer<T>(kAnchors * u_.width)}; },
+        ceil_div(rows, kAnchors),
+        [&] { return std::array{Buffer<T>(kAnchors * u_.width), Buffer<T>(kAnchors * u_.width)}; },
         [&](int64_t task, std::array<Buffer<T>, 2>& scratch) {
           const int64_t first = task * kAnchors, count = std::min(kAnchors, rows - first);
           T* const sum = scratch[0].data();
@@ -222,8 +228,8 @@ class StripGradient {
           for (int64_t column = 0; column < v_.n; column += kOthers) {
             const int64_t columns = std::min(kOthers, v_.n - column);
             T* const weights = weights_.data() + first * stride_ + column;
-            const LogitBlock<T> block = logits<T>(u_, row + first, count, v_, column, columns, inverse_, negatives_,
-                                                  weights, stride_);
+            const LogitBlock<T> block =
+                logits<T>(u_, row + first, count, v_, column, columns, inverse_, negatives_, weights, stride_);
             kernel.softmax(block, weight + row + first, lse + row + first, nullptr, nullptr);
             kernel.multiply(weights, stride_, round_up(count, kernel.rows), v_.block(column), kOthers * kernel.panel,
                             columns, u_.d, scratch[1].data(), u_.width);
@@ -232,7 +238,8 @@ class StripGradient {
           // the anchors as the other product's right operand
           for (int64_t j = 0; j < u_.width; j += kernel.panel) {
             for (int64_t i = 0; i < count; ++i) {
-              std::copy_n(u_.row(row + first + i) + j, kernel.panel, panels_.data() + j * strip_ + (first + i) * kernel.panel);
+              std::copy_n(u_.row(row + first + i) + j, kernel.panel,
+                          panels_.data() + j * strip_ + (first + i) * kernel.panel);
             }
           }
           each(row + first, count, sum);
@@ -276,19 +283,22 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_backward(const Tensor& grad_, const 
   const Tensor loss = torch::stable::contiguous(loss_), lse = torch::stable::contiguous(lse_);
   const int64_t n = query.size(0), d = query.size(1);
   const Tensor dquery = make_tensor({n, d}, query.scalar_type()), dkey = make_tensor({n, d}, key.scalar_type());
-  const Tensor dqueue = make_tensor({queue_ ? queue_->size(0) : 0, d}, queue_ ? queue_->scalar_type() : query.scalar_type());
+  const Tensor dqueue =
+      make_tensor({queue_ ? queue_->size(0) : 0, d}, queue_ ? queue_->scalar_type() : query.scalar_type());
   in_accumulation_type(query, [&](auto zero) {
     using T = decltype(zero);
     BadRow bad;
     const UnitRows<T> u({query}, {false, false}, {&bad}), v({key}, {!queue_, !queue_}, {&bad});
     std::optional<UnitRows<T>> queue;
-    if (queue_) queue.emplace(std::vector<Tensor>{dense_rows(*queue_)}, typename UnitRows<T>::Layouts{true, true},
-                              std::vector<BadRow*>{&bad});
+    if (queue_)
+      queue.emplace(std::vector<Tensor>{dense_rows(*queue_)}, typename UnitRows<T>::Layouts{true, true},
+                    std::vector<BadRow*>{&bad});
     const UnitRows<T>& others = queue ? *queue : v;
     const auto weights = anchor_weights<T>(grad, loss, temperature);
     StripGradient<T> strips(u, others, static_cast<T>(1 / temperature), {{queue ? -1 : 0, -1}, n});
     strips.run(weights[0].data(), data_of<T>(lse), [&](int64_t row, int64_t count, T* gradient) {
-      for (int64_t r = 0; r < count; ++r) add_row(gradient + r * u.width, -weights[1][row + r], v.row(row + r), u.width);
+      for (int64_t r = 0; r < count; ++r)
+        add_row(gradient + r * u.width, -weights[1][row + r], v.row(row + r), u.width);
       write_gradient(gradient, u, row, count, dquery, row);
     });
     parallel_tasks(
@@ -323,8 +333,8 @@ std::tuple<Tensor, Tensor> nt_xent(const Tensor& z0_, const Tensor& z1_, double 
       bad0.raise("z0", 1, b);
       bad1.raise("z1", 1, b);
     }
-    return losses<T>(x, x, temperature, {{0, b}, 2 * b}, [&](int64_t i) { return x.row((i + b) % (2 * b)); },
-                     accumulation_type(z0));
+    return losses<T>(
+        x, x, temperature, {{0, b}, 2 * b}, [&](int64_t i) { return x.row((i + b) % (2 * b)); }, accumulation_type(z0));
   });
 }
 
@@ -369,7 +379,8 @@ std::tuple<Tensor, Tensor> nt_xent_backward(const Tensor& grad_, const Tensor& z
           }
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t other = (row + r + b) % n;
-            add_row(scratch.sum.data() + r * x.width, -(weights[1][row + r] + weights[1][other]), x.row(other), x.width);
+            add_row(scratch.sum.data() + r * x.width, -(weights[1][row + r] + weights[1][other]), x.row(other),
+                    x.width);
           }
           // the views' tensors meet somewhere inside a block
           const int64_t split = std::clamp<int64_t>(b - row, 0, rows);

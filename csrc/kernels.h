@@ -1,4 +1,5 @@
-// The inner loops of the dense operators, compiled once for each instruction set (kernels_*.cpp) and chosen at run time.
+// The inner loops of the dense operators, compiled once for each instruction set (kernels_*.cpp) and chosen at run
+// time.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@ struct RowView {
   bool normalize;  // divide each by max(its norm, 1e-12)
 };
 
-/// Where a block of rows lies: element (i, j) at i * row + (j / panel) * group + j % panel, with panel = Kernels::panel.
-/// Plain rows have group = panel; panels, which the matrix products read, have row = panel.
+/// Where a block of rows lies: element (i, j) at i * row + (j / panel) * group + j % panel, with panel =
+/// Kernels::panel. Plain rows have group = panel; panels, which the matrix products read, have row = panel.
 struct Block {
   int64_t row;
   int64_t group;
@@ -54,8 +55,8 @@ struct Kernels {
   int64_t rows;   // rows that a matrix product takes at a time: its blocks are padded to a multiple of it
 
   /// Reads rows [begin, begin + count) of a view, normalises, subtracts `shift` (d values padded with zeros to a
-  /// multiple of panel, or nullptr) and pads with zeros to that multiple. `inverse_norms`, when given, receives 1 / norm,
-  /// or 0 for rows that count as zero.
+  /// multiple of panel, or nullptr) and pads with zeros to that multiple. `inverse_norms`, when given, receives 1 /
+  /// norm, or 0 for rows that count as zero.
   ReadResult (*read)(const RowView& view, int64_t begin, int64_t count, const T* shift, T* out, Block block,
                      T* inverse_norms);
   /// sums[j] += sum over rows of element j.
@@ -67,10 +68,11 @@ struct Kernels {
   /// Panels of the transpose: element (j, i) of the result, for `count` rows of width d that lie plainly.
   void (*transpose)(const T* rows, int64_t stride, int64_t count, int64_t d, T* out, int64_t group);
 
-  /// tile(i, j) += sum over `count` rows x of x[i] x[j], for the columns i in [i0, i1), j in [j0, j1) with i <= j; entries
-  /// with i > j are undefined. i0 and j0 are multiples of panel; tile holds whole panels. Fetches `ahead` meanwhile.
-  void (*scatter)(const T* panels, int64_t group, int64_t count, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* tile,
-                  int64_t stride, Ahead ahead);
+  /// tile(i, j) += sum over `count` rows x of x[i] x[j], for the columns i in [i0, i1), j in [j0, j1) with i <= j;
+  /// entries with i > j are undefined. i0 and j0 are multiples of panel; tile holds whole panels. Fetches `ahead`
+  /// meanwhile.
+  void (*scatter)(const T* panels, int64_t group, int64_t count, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                  T* tile, int64_t stride, Ahead ahead);
   /// total += tile and tile = 0, over the entries that scatter writes.
   void (*fold)(T* tile, int64_t stride, int64_t i0, int64_t i1, int64_t j0, int64_t j1, double* total,
                int64_t total_stride);
@@ -81,13 +83,15 @@ struct Kernels {
   void (*multiply_transposed)(const T* a, int64_t a_stride, int64_t k, int64_t m, const T* b, int64_t group, int64_t n,
                               T* c, int64_t c_stride);
 
-  /// Through the normalisation: row = (row - unit (unit . row)) * inverse_norm, with unit = centred + shift (or centred).
+  /// Through the normalisation: row = (row - unit (unit . row)) * inverse_norm, with unit = centred + shift (or
+  /// centred).
   void (*tangent)(T* rows, int64_t stride, const T* centred, int64_t centred_stride, const T* shift, int64_t count,
                   int64_t d, const T* inverse_norms);
   /// row -= offset (d values padded to whole panels).
   void (*subtract)(T* rows, int64_t stride, int64_t count, int64_t d, const T* offset);
   /// Writes plain rows in the element type of `out`.
-  void (*write)(const T* rows, int64_t stride, int64_t count, int64_t d, void* out, Element element, int64_t out_stride);
+  void (*write)(const T* rows, int64_t stride, int64_t count, int64_t d, void* out, Element element,
+                int64_t out_stride);
 
   /// Running log-sum-exp of the negatives: for each row r of the block, peak[r] and sum[r] with
   /// sum = sum of exp(logit - peak), updated by this block.
@@ -104,8 +108,8 @@ struct EigenKernels {
   /// Householder: symmetric a (d, d) with rows of `stride` (a multiple of 8, zero beyond d), destroyed, to the diagonal
   /// and off-diagonal[i] = entry (i, i + 1) of a similar tridiagonal matrix. `work` holds 4 * stride values.
   void (*tridiagonalize)(double* a, int64_t stride, int64_t d, double* diagonal, double* off_diagonal, double* work);
-  /// Eigenvalues of `lanes` tridiagonal matrices, interleaved: diagonal[i * lanes + lane], and off_diagonal likewise, which
-  /// is destroyed; the eigenvalues replace the diagonal, in no order. False when an iteration did not converge.
+  /// Eigenvalues of `lanes` tridiagonal matrices, interleaved: diagonal[i * lanes + lane], and off_diagonal likewise,
+  /// which is destroyed; the eigenvalues replace the diagonal, in no order. False when an iteration did not converge.
   bool (*tridiagonal_values)(double* diagonal, double* off_diagonal, int64_t d);
 };
 

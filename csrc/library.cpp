@@ -65,8 +65,7 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
   m.def("spectrum(Tensor z, bool center, bool normalize) -> Tensor");
   m.def("batch_spectrum(Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor");
   m.def("effective_rank2(Tensor z, bool center, bool normalize, bool unbiased) -> Tensor");
-  m.def(
-      "effective_rank2_backward(Tensor grad, Tensor z, bool center, bool normalize, bool unbiased) -> Tensor");
+  m.def("effective_rank2_backward(Tensor grad, Tensor z, bool center, bool normalize, bool unbiased) -> Tensor");
   m.def("batch_effective_rank2(Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor");
   m.def(
       "batch_effective_rank2_backward(Tensor grad, Tensor pool, Tensor indices, bool center, bool normalize)"
@@ -76,8 +75,7 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
       "whiten_apply_backward(Tensor grad, Tensor z, Tensor mean, Tensor matrix, Tensor dcovariance, bool center)"
       " -> Tensor");
   m.def("cross_moment(Tensor left, Tensor z, Tensor mean) -> Tensor");
-  m.def(
-      "info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)");
+  m.def("info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)");
   m.def(
       "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse,"
       " float temperature, str precision) -> (Tensor, Tensor, Tensor)");

@@ -1,9 +1,9 @@
 // Sums of outer products over rows, sum (x - s)(x - s)^T, for one matrix or many: what covariance, spectrum, effective
 // rank and whitening are made of.
 //
-// Half the work: only tiles on or above the diagonal are computed. Rows are read once, normalised and shifted into panels
-// that stay in the second-level cache; products run in T for at most kFoldRows rows and are then added up in double. The
-// shift s keeps rows with a mean large against their spread from cancelling.
+// Half the work: only tiles on or above the diagonal are computed. Rows are read once, normalised and shifted into
+// panels that stay in the second-level cache; products run in T for at most kFoldRows rows and are then added up in
+// double. The shift s keeps rows with a mean large against their spread from cancelling.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,8 @@ constexpr int64_t kFoldRows = 2048;
 // Wider matrices are cut into tiles of the result instead of runs of rows.
 constexpr int64_t kNarrow = 256;
 
-/// What one pass leaves: the upper triangle (d rows of `stride`, entry (i, j) for i <= j) and sums over the shifted rows.
+/// What one pass leaves: the upper triangle (d rows of `stride`, entry (i, j) for i <= j) and sums over the shifted
+/// rows.
 struct Moments {
   double* upper;
   double* columns;
@@ -161,9 +162,8 @@ class ScatterAll {
   template <class Finish>
   void finish_rows(int64_t batch, const Moments& moments, const T* shift, const Finish& finish) {
     const int64_t slices = std::min<int64_t>(ceil_div(d_ * d_, 65536), 16);
-    parallel_tasks(slices, [&](int64_t slice) {
-      finish(batch, moments, shift, d_ * slice / slices, d_ * (slice + 1) / slices);
-    });
+    parallel_tasks(
+        slices, [&](int64_t slice) { finish(batch, moments, shift, d_ * slice / slices, d_ * (slice + 1) / slices); });
   }
 
   /// One batch in runs of rows, each with sums of its own, which are then added in order.

@@ -1,5 +1,6 @@
-// Eigenvalues of the second moment or covariance of batches, in double whatever the rows are: products of rows, reduction
-// to tridiagonal form one matrix to a thread, then the eigenvalues of as many matrices at a time as fit into vectors.
+// Eigenvalues of the second moment or covariance of batches, in double whatever the rows are: products of rows,
+// reduction to tridiagonal form one matrix to a thread, then the eigenvalues of as many matrices at a time as fit into
+// vectors.
 
 #include <torch/csrc/stable/library.h>
 
@@ -33,8 +34,7 @@ class Tridiagonals {
   struct Scratch {
     Buffer<double> full, diagonal, off_diagonal, work;
 
-    Scratch(int64_t size)
-        : full(size * row(size)), diagonal(size), off_diagonal(size), work(4 * row(size)) {}
+    Scratch(int64_t size) : full(size * row(size)), diagonal(size), off_diagonal(size), work(4 * row(size)) {}
     // an odd number of cache lines, so that a column's entries do not fall on few sets of the cache
     static int64_t row(int64_t size) { return (ceil_div(size, 8) | 1) * 8; }
   };
@@ -103,8 +103,7 @@ std::vector<double> eigenvalues_by_torch(const double* upper, int64_t stride, in
   for (int64_t i = 0; i < size; ++i) {
     for (int64_t j = i; j < size; ++j) to[j * size + i] = upper[i * stride + j];
   }
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(full),
-                                    torch::stable::detail::from(std::string("L"))};
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(full), torch::stable::detail::from(std::string("L"))};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigvalsh", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor values = torch::stable::detail::to<Tensor>(stack[0]);
   return {data_of<double>(values), data_of<double>(values) + size};

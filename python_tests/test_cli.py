@@ -116,6 +116,20 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert names == {"runs", "results.csv", "steps.csv", "summary.json", "comparison.png"}
 
 
+def test_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    words = [*QUICK, "compare.seeds=[0]", "compare.strategies=[random, greedy-8]"]
+    status, out, err = run(capsys, "compare", "--config", "tiny", *words)
+    assert status == 0
+    assert "8/8" in err
+    assert "seed 0: step" not in out
+    status, _, err = run(capsys, "compare", "--config", "tiny", *words)
+    assert status == 0
+    assert "8/8" in err
+
+
 def test_compare_without_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -99,7 +99,7 @@ def _accuracy(axes: Any, records: Sequence[RunRecord], summary: Summary, colours
             )
     axes.set(title="Linear probe accuracy", xlabel="training wall-clock, s (evaluation excluded)", ylabel="%")
     axes.set_xlim(left=0)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="none")
 
 
 def _curve(run: RunRecord) -> tuple[list[float], list[float]]:

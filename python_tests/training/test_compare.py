@@ -57,7 +57,11 @@ def without_clock(records: list[RunRecord]) -> list[object]:
     return out
 
 
-def test_runs_take_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turn, blocks", [(1, ((1,), (2,), (3,), (4,))), (10, ((1, 2), (3, 4)))])
+def test_runs_take_turns(
+    turn: int, blocks: tuple[tuple[int, ...], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "TURN", turn)
     log = Log()
     records = Comparison(small(), blobs(), tmp_path).records(log)
     assert [(record.strategy, record.seed) for record in records] == [
@@ -68,7 +72,7 @@ def test_runs_take_turns(tmp_path: Path) -> None:
     expected = [
         (name, seed, step)
         for seed, names in ((0, first), (1, second))
-        for block in ((1, 2), (3, 4))
+        for block in blocks
         for name in names
         for step in block
     ]

@@ -60,9 +60,7 @@ class AugmentConfig:
 
 
 class Normalize:
-    """uint8 images to float ones with mean 0 and standard deviation 1 per channel over `images` (N, C, H,
-    W).
-    """
+    """uint8 images to float ones with mean 0 and standard deviation 1 per channel over `images` (N, C, H, W)."""
 
     def __init__(self, images: Tensor) -> None:
         # exact integer moments: the same numbers on every machine and thread count

@@ -65,9 +65,7 @@ def check_config(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def restore(path: Path, name: str, value: Any, into: Callable[[Any], Any]) -> None:
-    """Hand the field `name` to `into`, a `load_state_dict` or the like; CheckpointError where it does not
-    take it.
-    """
+    """Hand the field `name` to `into`, a `load_state_dict` or the like; CheckpointError where it does not take it."""
     try:
         into(value)
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

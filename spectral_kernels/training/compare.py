@@ -11,6 +11,8 @@ from spectral_kernels.training.data import ImageData
 from spectral_kernels.training.evaluate import Evaluator
 from spectral_kernels.training.loop import STEP_COLUMNS, Run, pick_device, read_state
 
+TURN = 10  # steps that a run makes before the next one's turn
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -59,10 +61,9 @@ def check(config: Config) -> None:
 class Comparison:
     """The runs of a comparison.
 
-    Runs of one seed share their start and their augmentations, and take turns of one evaluation interval
-    each, in another order for every seed, so that a machine that slows down slows all of them. Every run
-    has its own `last.ckpt` under `folder`: an interrupted comparison goes on where it stopped, and
-    finished runs are read, not run.
+    Runs of one seed share their start and their augmentations, and take turns of a few steps, in another order for
+    every seed, so that a machine that slows down slows all of them. Every run has its own `last.ckpt` under `folder`:
+    an interrupted comparison goes on where it stopped, and finished runs are read, not run.
 
     Args:
         config: see `CompareConfig`.
@@ -115,8 +116,8 @@ class Comparison:
             run.warm_up()
         while unfinished := [run for run in runs if not run.finished]:
             run = min(unfinished, key=lambda run: run.progress)
-            run.turn(observer)
-            observer.evaluated(run)
+            if run.turn(observer, TURN):
+                observer.evaluated(run)
         return runs
 
     def _folder(self, name: str, seed: int) -> Path | None:

@@ -1,6 +1,4 @@
-"""The settings of a run: dataclasses, read from YAML and `key=value` overrides, refused where they make no
-sense.
-"""
+"""The settings of a run: dataclasses, read from YAML and `key=value` overrides, refused where they make no sense."""
 
 import contextlib
 import difflib

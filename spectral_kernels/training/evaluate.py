@@ -154,9 +154,7 @@ def linear_probe_accuracy(
 
 
 def fit_logistic_regression(x: Tensor, labels: Tensor, l2: float, max_iterations: int = 60) -> tuple[Tensor, Tensor]:
-    """Weights (d, classes) and bias (classes,) that minimise mean cross-entropy + (l2/2)·‖W‖² on x (N, d)
-    float64.
-    """
+    """Weights (d, classes) and bias (classes,) that minimise mean cross-entropy + (l2/2)·‖W‖² on x (N, d) float64."""
     classes = int(labels.max()) + 1
     # W = P V with P ≈ Hessian^(-1/2), some 0.2·xᵀx/N + l2: features that nearly repeat each other no
     # longer slow it down

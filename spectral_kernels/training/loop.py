@@ -163,8 +163,9 @@ class Run:
     # --- training
 
     def advance(self, until: int, observer: Observer | None = None) -> None:
-        """Train until `until` steps are done or the budget is spent: pool → selector → views → encoder →
-            loss → step → bank.
+        """Train until `until` steps are done or the budget is spent.
+
+        One step is pool → selector → views → encoder → loss → step → bank.
 
         Raises:
             Diverged: NaN or Inf in a projection or a parameter; last.ckpt keeps the last good state.
@@ -214,9 +215,7 @@ class Run:
         rank = float("nan")
         if self.step % self.config.train.rank_every == 0:  # off the clock: a measurement, not part of training
             rank = float(sk.effective_rank(embeddings, order=2))
-        chosen = float(
-            self.sampler.last_selection is not None
-        )  # 0 where the batch was random, as while the bank is cold
+        chosen = float(self.sampler.last_selection is not None)  # 0: a random batch, as while the bank is cold
         self.steps.append([loss.item(), rank, chosen, *clock.seconds.values()])
         self.step += 1
         for part, seconds in clock.seconds.items():
@@ -243,15 +242,24 @@ class Run:
         """Whether the budget is spent and the result evaluated."""
         return self.done and bool(self.evaluations) and self.evaluations[-1]["step"] == self.step
 
-    def turn(self, observer: Observer | None = None) -> None:
-        """Train up to the next evaluation, do it, and save; the first turn evaluates the untrained
-        encoder.
+    def turn(self, observer: Observer | None = None, steps: int | None = None) -> bool:
+        """Train up to the next evaluation, do it, and save. The first one is of the untrained encoder.
+
+        Args:
+            steps: at most so many.
+
+        Returns:
+            Whether the evaluation was reached.
         """
+        due, every = 0, self.config.evaluate.every
         if self.evaluations:
-            every = self.config.evaluate.every
-            self.advance(int(self.evaluations[-1]["step"]) // every * every + every, observer)
+            due = (int(self.evaluations[-1]["step"]) // every + 1) * every
+        self.advance(due if steps is None else min(due, self.step + steps), observer)
+        if self.step < due and not self.done:
+            return False
         self.evaluate()
         self.save()
+        return True
 
     def evaluate(self) -> dict[str, float]:
         """Judge the encoder now, off the clock, and note it in `evaluations`."""

@@ -28,8 +28,10 @@ class Progress(Observer):
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm
 
-            unit = "step" if self._per_step else "s"
-            self._bar = tqdm(total=self._each * self._runs, unit=unit, dynamic_ncols=True, smoothing=0.05)
+            unit = "steps" if self._per_step else "s of training"
+            layout = f"{{l_bar}}{{bar}}| {{n:.0f}}/{{total:.0f}} {unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
+            total = self._each * self._runs
+            self._bar = tqdm(total=total, bar_format=layout, dynamic_ncols=True, smoothing=0.05)
         return self
 
     def __exit__(

@@ -343,9 +343,7 @@ def environment() -> dict[str, object]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree that the package runs from, None where it is installed or there is no
-    git.
-    """
+    """The commit of the source tree that the package runs from, None where it is installed or there is no git."""
     tree = Path(spectral_kernels.__file__).parent.parent
     if not (tree / ".git").exists():
         return None

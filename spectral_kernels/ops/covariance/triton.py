@@ -6,9 +6,7 @@ the diagonal are added up chunk by chunk, with norms and mean from a pass before
 a fixed order, in float64, and writes both triangles: results are symmetric to the bit and the same in every run.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -20,6 +18,7 @@ from spectral_kernels.ops._triton import (
     AotCall,
     Configuration,
     Statistics,
+    arithmetic,
     batch_strides,
     column_mean,
     dense_rows,
@@ -43,13 +42,13 @@ LONGEST_CHUNK = 4096
 def tile_of(tile, side_tiles, CROSS: tl.constexpr):
     """Row and column of a tile: of all of them (CROSS), or of those on and below the diagonal."""
     if CROSS:
-        i = (tile // side_tiles).to(tl.int32)
-        j = (tile % side_tiles).to(tl.int32)
+        i = tile // side_tiles
+        j = tile % side_tiles
     else:
         i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
         i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
         i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
-        j = (tile - i * (i + 1) // 2).to(tl.int32)
+        j = tile - i * (i + 1) // 2
     return i, j
 
 
@@ -87,13 +86,14 @@ def row_tiles_kernel(
 
     RANK (one chunk): only trace, Frobenius norm and ‖mean‖² of the centred matrix, to `out` (b, 3).
     """
-    pid = tl.program_id(0).to(tl.int64)
+    # divisions in 32 bits, then offsets in 64
+    pid = tl.program_id(0)
     split = pid % splits
-    batch = pid // splits
+    batch = (pid // splits).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    begin = (split * chunk).to(tl.int32)
+    begin = split * chunk
     end = tl.minimum(begin + chunk, n)
-    pivot = tl.sum(tl.zeros([BLOCK_K, BLOCK], dtype=ACC), 0)
+    pivot = tl.zeros([BLOCK], dtype=ACC)
     if CENTER:
         rows = tl.arange(0, BLOCK_K)
         inside = (rows < n)[:, None] & (columns < d)[None, :]
@@ -103,7 +103,7 @@ def row_tiles_kernel(
             x *= inverse_norm(tl.sum(x * x, 1))[:, None]
         pivot = tl.sum(x, 0) / tl.minimum(n, BLOCK_K)
     acc = tl.zeros([BLOCK, BLOCK], dtype=ACC)
-    total = tl.sum(tl.zeros([BLOCK_K, BLOCK], dtype=ACC), 0)
+    total = tl.zeros([BLOCK], dtype=ACC)
     for first in range(begin, end, BLOCK_K):
         rows = first + tl.arange(0, BLOCK_K)
         inside = (rows < end)[:, None] & (columns < d)[None, :]
@@ -123,10 +123,10 @@ def row_tiles_kernel(
         mean = pivot + shift
         store_sums(out, batch, acc, columns, columns, tl.sum(mean * mean, 0))
     else:
-        at = out + pid * BLOCK * BLOCK + columns[:, None] * BLOCK + columns[None, :]
+        at = out + (batch * splits + split) * BLOCK * BLOCK + columns[:, None] * BLOCK + columns[None, :]
         tl.store(at, acc)
         if CENTER:
-            tl.store(column_sums + pid * BLOCK + columns, total)
+            tl.store(column_sums + (batch * splits + split) * BLOCK + columns, total)
             if split == 0:
                 tl.store(pivots + batch * BLOCK + columns, pivot)
 
@@ -159,19 +159,19 @@ def tiles_kernel(
     EPILOGUE "partial" writes it to `out` (b, splits, tiles, BLOCK, BLOCK), "matrix" divided by `count` to `out`
     (b, side, side), and "sums" only what it adds to trace and Frobenius norm, to `out` (b, tiles, 3).
     """
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     split = pid % splits
     tile = pid // splits % tiles
-    batch = pid // splits // tiles
+    batch = (pid // splits // tiles).to(tl.int64)
     i, j = tile_of(tile, side_tiles, CROSS)
     a_side = i * BLOCK + tl.arange(0, BLOCK)
     b_side = j * BLOCK + tl.arange(0, BLOCK)
-    begin = (split * chunk).to(tl.int32)
+    begin = split * chunk
     acc = tl.zeros([BLOCK, BLOCK], dtype=ACC)
-    mean_square = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    mean_square = tl.full([], 0.0, dtype=ACC)
     if GRAM:
         end = tl.minimum(begin + chunk, d)
-        mean = tl.sum(tl.zeros([16, BLOCK_K], dtype=ACC), 0)
+        mean = tl.zeros([BLOCK_K], dtype=ACC)
         for first in range(begin, end, BLOCK_K):
             columns = first + tl.arange(0, BLOCK_K)
             if CENTER:
@@ -188,8 +188,8 @@ def tiles_kernel(
         side = n
     else:
         end = tl.minimum(begin + chunk, n)
-        a_mean = tl.sum(tl.zeros([16, BLOCK], dtype=ACC), 0)
-        b_mean = tl.sum(tl.zeros([16, BLOCK], dtype=ACC), 0)
+        a_mean = tl.zeros([BLOCK], dtype=ACC)
+        b_mean = tl.zeros([BLOCK], dtype=ACC)
         if CENTER:
             a_mean = column_mean(sums, batch, a_side, mean_count, d, mean_splits)
             b_mean = column_mean(sums, batch, b_side, mean_count, d, mean_splits)
@@ -231,10 +231,10 @@ def finish_tiles_kernel(
     PIVOT: the chunks are about a pivot, and centring is made good here from the column sums.
     """
     strips: tl.constexpr = BLOCK // ROWS
-    pid = tl.program_id(0).to(tl.int64)
-    strip = (pid % strips).to(tl.int32)
+    pid = tl.program_id(0)
+    strip = pid % strips
     tile = pid // strips % tiles
-    batch = pid // strips // tiles
+    batch = (pid // strips // tiles).to(tl.int64)
     i, j = tile_of(tile, side_tiles, CROSS)
     rows = strip * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
@@ -243,7 +243,7 @@ def finish_tiles_kernel(
     for split in range(0, splits):
         at = parts + ((batch * splits + split) * tiles + tile) * BLOCK * BLOCK
         total += tl.load(at + rows[:, None] * BLOCK + columns[None, :]).to(tl.float64)
-    mean_square = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    mean_square = tl.full([], 0.0, dtype=ACC)
     here = (i == j) & (strip == 0)
     b_side = j * BLOCK + columns
     if PIVOT:
@@ -283,15 +283,15 @@ def apply_kernel(
     pair of rows (centred, not normalised) and matrix. RANK makes it the gradient of order-2 rank, with `weights`
     (b, 4) = its derivatives: 2 w₁ x + 4 w₂ (x W) + 4 w₃ ‖x‖² x. TANGENT (d <= BLOCK_D) goes through the normalisation.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    column_block = (pid % column_blocks).to(tl.int32)
-    row_block = (pid // column_blocks % row_blocks).to(tl.int32)
-    batch = pid // column_blocks // row_blocks
+    pid = tl.program_id(0)
+    column_block = pid % column_blocks
+    row_block = pid // column_blocks % row_blocks
+    batch = (pid // column_blocks // row_blocks).to(tl.int64)
     rows = row_block * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = column_block * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
-    mean = tl.sum(tl.zeros([16, BLOCK_K], dtype=ACC), 0)
-    column_center = tl.sum(tl.zeros([16, BLOCK_D], dtype=ACC), 0)
+    mean = tl.zeros([BLOCK_K], dtype=ACC)
+    column_center = tl.zeros([BLOCK_D], dtype=ACC)
     if CENTER:
         column_center = column_mean(sums, batch, columns, mean_count, d, mean_splits)
     if GRAM:
@@ -350,19 +350,26 @@ def apply_kernel(
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
 
 
+# by arithmetic and side; fused multiply-adds are not pipelined: their operands would spill
 ROW_TILES = {
-    (torch.float32, 16): Configuration({"BLOCK": 16, "BLOCK_K": 64}, num_warps=4),
-    (torch.float32, 32): Configuration({"BLOCK": 32, "BLOCK_K": 64}, num_warps=4),
-    (torch.float32, 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4),
-    (torch.float32, 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
-    (torch.float64, 16): Configuration({"BLOCK": 16, "BLOCK_K": 32}, num_warps=4),
-    (torch.float64, 32): Configuration({"BLOCK": 32, "BLOCK_K": 32}, num_warps=4),
-    (torch.float64, 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8),
+    ("ieee", 16): Configuration({"BLOCK": 16, "BLOCK_K": 64}, num_warps=4, num_stages=1),
+    ("ieee", 32): Configuration({"BLOCK": 32, "BLOCK_K": 64}, num_warps=4, num_stages=1),
+    ("ieee", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4, num_stages=1),
+    ("ieee", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8, num_stages=1),
+    ("tensor", 16): Configuration({"BLOCK": 16, "BLOCK_K": 64}, num_warps=4),
+    ("tensor", 32): Configuration({"BLOCK": 32, "BLOCK_K": 64}, num_warps=4),
+    ("tensor", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4),
+    ("tensor", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
+    ("fp64", 16): Configuration({"BLOCK": 16, "BLOCK_K": 32}, num_warps=4),
+    ("fp64", 32): Configuration({"BLOCK": 32, "BLOCK_K": 32}, num_warps=4),
+    ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8),
 }
 TILES = {
-    (torch.float32, 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4),
-    (torch.float32, 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
-    (torch.float64, 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8),
+    ("ieee", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4, num_stages=1),
+    ("ieee", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8, num_stages=1),
+    ("tensor", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4),
+    ("tensor", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
+    ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8),
 }
 FINISH = {
     16: Configuration({"BLOCK": 16, "ROWS": 16}, num_warps=1, num_stages=1),
@@ -371,10 +378,12 @@ FINISH = {
     128: Configuration({"BLOCK": 128, "ROWS": 16}, num_warps=4, num_stages=1),
 }
 APPLY = {
-    (torch.float32, 32): Configuration({"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
-    (torch.float32, 128): Configuration({"BLOCK_N": 64, "BLOCK_D": 128, "BLOCK_K": 16}, num_warps=8),
-    (torch.float64, 32): Configuration({"BLOCK_N": 32, "BLOCK_D": 32, "BLOCK_K": 16}, num_warps=4),
-    (torch.float64, 128): Configuration({"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_K": 16}, num_warps=8),
+    ("ieee", 32): Configuration({"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4, num_stages=1),
+    ("ieee", 128): Configuration({"BLOCK_N": 64, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8, num_stages=1),
+    ("tensor", 32): Configuration({"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
+    ("tensor", 128): Configuration({"BLOCK_N": 64, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8),
+    ("fp64", 32): Configuration({"BLOCK_N": 32, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
+    ("fp64", 128): Configuration({"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8),
 }
 CONFIGURATIONS = {
     **{f"row_tiles {key}": use for key, use in ROW_TILES.items()},
@@ -410,12 +419,12 @@ def moments(
     """
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
-    block = power_of_two(d)
-    if by_rows and not gram and (acc, block) in ROW_TILES:
+    kind = arithmetic(precision, z.dtype, acc)
+    if by_rows and not gram and (kind, power_of_two(d)) in ROW_TILES:
         return _moments_by_rows(z, index, center, normalize, acc, precision, count, matrix, rank)
     statistics = row_statistics(z, index, normalize, center, acc)
     side, length = (n, d) if gram else (d, n)
-    use = TILES[acc, 64 if side <= 64 or acc == torch.float64 else 128]
+    use = TILES[kind, 64 if side <= 64 or kind == "fp64" else 128]
     side_tiles = -(-side // use["BLOCK"])
     tiles = side_tiles * (side_tiles + 1) // 2
     splits, chunk = split_rows(length, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
@@ -477,7 +486,7 @@ def _moments_by_rows(
 ) -> Moments:  # fmt: skip
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
-    use = ROW_TILES[acc, power_of_two(d)]
+    use = ROW_TILES[arithmetic(precision, z.dtype, acc), power_of_two(d)]
     block = use["BLOCK"]
     splits, chunk = split_rows(n, use["BLOCK_K"], b, LONGEST_CHUNK)
     none = Statistics()
@@ -505,7 +514,8 @@ def _moments_by_rows(
 def cross_product(left: Tensor, z: Tensor, mean: Tensor, acc: torch.dtype) -> Tensor:
     """leftᵀ (z − mean): (b, d, d) from two (b, n, d) and mean (b, d)."""
     b, n, d = z.shape
-    use = TILES[acc, 64 if d <= 64 or acc == torch.float64 else 128]
+    kind = arithmetic("ieee", z.dtype, acc)
+    use = TILES[kind, 64 if d <= 64 or kind == "fp64" else 128]
     side_tiles = -(-d // use["BLOCK"])
     tiles = side_tiles * side_tiles
     splits, chunk = split_rows(n, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
@@ -548,7 +558,7 @@ def apply(
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
     acc = matrix.dtype
-    use = APPLY[acc, 32 if d <= 32 else 128]
+    use = APPLY[arithmetic(precision, z.dtype, acc), 32 if d <= 32 else 128]
     blocks = (-(-n // use["BLOCK_N"]), -(-d // use["BLOCK_D"]))
     out = z.new_empty(b, n, d, dtype=dtype or acc)
     other, other_mean, other_matrix = second if second is not None else (None, None, None)
@@ -598,28 +608,25 @@ def covariance_backward(
     return dx if fused or not normalize else read_rows_backward(dx, z, True, Statistics())
 
 
-def _aot_rows(shape: tuple[int, ...]) -> Iterator[Tensor]:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        yield torch.empty(shape, dtype=dtype, device="meta")
-
-
 def aot_calls() -> list[AotCall]:
     """Calls whose launches cover this module's kernels and configurations."""
 
-    def call(z: Tensor, normalize: bool, precision: str = "ieee") -> Any:
-        matrix = covariance(z, True, normalize, 0, precision)
-        return covariance_backward(matrix, z, True, normalize, 0, precision)
+    def call(n: int, d: int, dtype: torch.dtype, plain: bool, precision: str) -> None:
+        z = torch.empty(2, n, d, dtype=dtype, device="meta")
+        matrix = covariance(z, not plain, not plain, 0, precision)
+        covariance_backward(matrix, z, not plain, not plain, 0, precision)
 
-    calls: list[AotCall] = []
-    for d in (16, 32, 64, 128, 512):
-        for z in _aot_rows((2, 65536, d)):
-            calls.append(lambda z=z: call(z, True))  # type: ignore[misc]
-    for precision in ("tf32", "bf16x3"):
-        for d in (128, 512):
-            z = torch.empty(1, 65536, d, device="meta")
-            calls.append(lambda z=z, precision=precision: call(z, False, precision))  # type: ignore[misc]
-    for z in _aot_rows((1, 65536, 64)):
-        calls.append(lambda z=z: moments(z, None, True, False, acc=torch.float64, by_rows=False))  # type: ignore[misc]
-    small = torch.empty(8, 48, 512, device="meta")
-    calls.append(lambda: moments(small, None, True, True, acc=torch.float32, gram=True, matrix=False, rank=True))
-    return calls
+    def gram(dtype: torch.dtype) -> None:
+        for rows in (48, 256):
+            z = torch.empty(8, rows, 512, dtype=dtype, device="meta")
+            moments(z, None, True, True, acc=accumulation_dtype(dtype), gram=True, matrix=False, rank=True)
+
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    cases = [(65536, d, dtype, False, "ieee") for d in (16, 32, 64, 128, 512) for dtype in dtypes]
+    # rows that are neither normalised nor centred go to the products as they are loaded: other code, other registers
+    cases += [(65536, d, dtype, True, "ieee") for d in (128, 512) for dtype in dtypes]
+    cases += [(65536, d, torch.float32, plain, name)
+              for d in (128, 512) for plain in (False, True) for name in ("tf32", "bf16x3")]  # fmt: skip
+    cases += [(256, 2048, torch.bfloat16, False, "ieee")]
+    calls: list[AotCall] = [lambda case=case: call(*case) for case in cases]  # type: ignore[misc]
+    return calls + [lambda dtype=dtype: gram(dtype) for dtype in dtypes]  # type: ignore[misc]

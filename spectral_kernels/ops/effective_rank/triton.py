@@ -33,11 +33,11 @@ def row_squares_kernel(
     NORMALIZE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """‖x‖² of each normalised, centred row to `squares` (b, n), and Σ‖x‖⁴ of a block of rows to `quartics` (b, blocks)."""
-    pid = tl.program_id(0).to(tl.int64)
-    batch = pid // row_blocks
-    rows = ((pid % row_blocks) * BLOCK_N).to(tl.int32) + tl.arange(0, BLOCK_N)
+    pid = tl.program_id(0)
+    batch = (pid // row_blocks).to(tl.int64)
+    rows = (pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     length = tl.zeros([BLOCK_N], dtype=ACC)
-    mean = tl.sum(tl.zeros([16, BLOCK_D], dtype=ACC), 0)
+    mean = tl.zeros([BLOCK_D], dtype=ACC)
     for first in range(0, d, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
         if CENTER:
@@ -55,10 +55,10 @@ def rank_kernel(
 ):  # fmt: skip
     """R₂ (b,) and, with grad (b,), the gradient on its sums: `weights` (b, 4) as `rank2_from_sums` in reference.py."""
     batch = tl.program_id(0).to(tl.int64)
-    t = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
-    f = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
-    q = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
-    mean_square = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0)
+    t = tl.full([], 0.0, dtype=ACC)
+    f = tl.full([], 0.0, dtype=ACC)
+    q = tl.full([], 0.0, dtype=ACC)
+    mean_square = tl.full([], 0.0, dtype=ACC)
     for first in range(0, part_count, BLOCK):
         part = first + tl.arange(0, BLOCK)
         at = parts + 3 * (batch * part_count + part)
@@ -66,7 +66,7 @@ def rank_kernel(
         f += tl.sum(tl.load(at + 1, mask=part < part_count, other=0.0), 0)
         mean_square += tl.sum(tl.load(at + 2, mask=part < part_count, other=0.0), 0)
     # n as a float of the accumulation dtype: n⁴ passes 2³¹
-    size = tl.sum(tl.zeros([BLOCK], dtype=ACC), 0) + n
+    size = tl.full([], 0.0, dtype=ACC) + n
     a = size / size
     b = size - size
     c = size - size

@@ -44,9 +44,9 @@ def read_pool_kernel(
     NORMALIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Normalised rows in the accumulation dtype, their ‖x‖² (exactly 1 when normalised) and whether they are free."""
-    pid = tl.program_id(0).to(tl.int64)
-    batch = pid // row_blocks
-    rows = (pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pid = tl.program_id(0)
+    batch = (pid // row_blocks).to(tl.int64)
+    rows = ((pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     pointers = pool + batch * z_batch + rows * z_row
     square = tl.zeros([BLOCK_N], dtype=tl.float64)
     largest = tl.zeros([BLOCK_N], dtype=tl.float64)
@@ -107,7 +107,8 @@ def signed_score(overlap, square, t, frobenius, sign, LOGDET: tl.constexpr, NORM
     elif NORMALIZE:
         score = -overlap
     else:
-        score = (t + square) * (t + square) / (frobenius + 2.0 * overlap + square * square)
+        after = frobenius + 2.0 * overlap + square * square
+        score = (t + square) * (t + square) / tl.where(after > 0, after, 1.0)
     return score * sign
 
 
@@ -300,7 +301,7 @@ def greedy_kernel(
 
 # TILE: elements of a tile of whole rows
 GREEDY = Configuration(
-    {"TILE": 8192, "BLOCK_L": 1024, "BLOCK_M": 64, "BLOCK_S": 32, "BLOCK_K": 32}, num_warps=16, num_stages=1
+    {"TILE": 16384, "BLOCK_L": 1024, "BLOCK_M": 64, "BLOCK_S": 32, "BLOCK_K": 32}, num_warps=16, num_stages=1
 )
 READ = Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=8, num_stages=1)
 CONFIGURATIONS = {"greedy": GREEDY, "read_pool": READ}
@@ -336,6 +337,7 @@ def greedy_select(
     if all_rows and not logdet and _wants_gram(n, k):
         gram = moments(rows, None, False, False, acc=torch.float64, gram=True).matrix
     candidates = 1 if draws is None else draws.shape[-1]
+    low, high = (0.0, 0.0) if window is None else window
     indices = start.new_empty(b, k)
     ranks, objectives = pool.new_empty(b, k, dtype=acc), pool.new_empty(b, k, dtype=acc)
     launch(
@@ -347,7 +349,7 @@ def greedy_select(
             pool.new_empty(b, k, d, dtype=torch.float64) if logdet or not all_rows else None,
             None if all_rows else pool.new_empty(b, candidates, dtype=torch.float64),
             indices, ranks, objectives, n, d, k, start.shape[-1], candidates,
-            *split_float(window[0] if window is not None else 0.0), *split_float(window[1] if window is not None else 0.0),
+            *split_float(low * (1 - TIE)), *split_float(high * (1 + TIE)),
         ),
         {
             "ALL_ROWS": all_rows, "LOGDET": logdet, "WINDOW": window is not None, "NORMALIZE": normalize,
