@@ -77,7 +77,11 @@ def key_of(record: Record) -> str:
 
 def shipped_kernels(module: ModuleType) -> Iterator[Any]:
     for name, value in vars(module).items():
-        if isinstance(value, triton.JITFunction) and name.endswith("_kernel") and value.fn.__module__ == module.__name__:
+        if (
+            isinstance(value, triton.JITFunction)
+            and name.endswith("_kernel")
+            and value.fn.__module__ == module.__name__
+        ):
             yield value
 
 
@@ -113,7 +117,9 @@ def compile_variant(record: Record, architecture: int) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        listing = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        listing = subprocess.run(
+            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", listing)}
     return {"registers": found["REG"], "stack": found["STACK"], "shared": int(compiled.metadata.shared)}
 
@@ -185,7 +191,9 @@ def main() -> int:
         parser.error("--update needs every variant and architecture")
     results = compile_all(keys, options.arch, options.jobs)
     print_table(results)
-    budget = json.loads(BUDGET.read_text()) if BUDGET.exists() and not options.update else {"triton": "", "variants": {}}
+    budget = (
+        json.loads(BUDGET.read_text()) if BUDGET.exists() and not options.update else {"triton": "", "variants": {}}
+    )
     same_triton = budget["triton"] == triton.__version__
     for key, by_architecture in results.items():
         granted = budget["variants"].get(key)
@@ -195,7 +203,9 @@ def main() -> int:
             allowed = granted[architecture] if granted is not None and same_triton else None
             complaints += judge(key, int(architecture), usage, allowed)
     if whole:
-        complaints += [f"{BUDGET.name} lists what is not shipped: {key}" for key in budget["variants"] if key not in variants]
+        complaints += [
+            f"{BUDGET.name} lists what is not shipped: {key}" for key in budget["variants"] if key not in variants
+        ]
     if options.update and not any(isinstance(usage, str) for row in results.values() for usage in row.values()):
         BUDGET.write_text(json.dumps({"triton": triton.__version__, "variants": results}, indent=1) + "\n")
     for complaint in complaints:

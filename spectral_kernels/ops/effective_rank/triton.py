@@ -14,16 +14,19 @@ from spectral_kernels.ops._triton import (
     AotCall,
     Configuration,
     Statistics,
+    apply,
     batch_strides,
     column_mean,
     dense_rows,
     launch,
+    load_part,
     read_rows_backward,
     row_statistics,
     scatter_rows_backward,
     triton_dtype,
+    whole_rows,
 )
-from spectral_kernels.ops.covariance.triton import Moments, apply, load_part, moments, whole_rows
+from spectral_kernels.ops.covariance.triton import Moments, moments
 from spectral_kernels.ops.spectrum.triton import gathered_spectrum
 
 

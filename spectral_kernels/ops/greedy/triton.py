@@ -301,7 +301,7 @@ def greedy_kernel(
 
 # TILE: elements of a tile of whole rows
 GREEDY = Configuration(
-    {"TILE": 16384, "BLOCK_L": 1024, "BLOCK_M": 64, "BLOCK_S": 32, "BLOCK_K": 32}, num_warps=16, num_stages=1
+    {"TILE": 8192, "BLOCK_L": 1024, "BLOCK_M": 64, "BLOCK_S": 32, "BLOCK_K": 32}, num_warps=16, num_stages=1
 )
 READ = Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=8, num_stages=1)
 CONFIGURATIONS = {"greedy": GREEDY, "read_pool": READ}

@@ -220,7 +220,7 @@ def gradient_kernel(
                 scale = tl.load(grad + other_at, mask=y_inside, other=0.0) / tau
                 weights += scale[None, :] * tl.exp(logits - tl.load(lse + other_at, mask=y_inside, other=0.0)[None, :])
             along += tl.sum(weights * cosines, 1)
-            if ONE and BLOCK_K == BLOCK_D:
+            if ONE and BLOCK_K == BLOCK_D:  # noqa: SIM108 (a constant decides: only one side is compiled)
                 pushed = y_tile.to(ACC)
             else:
                 pushed = load_chunk(y_pointers, y_inside, features, d, ACC, False)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from spectral_kernels.ops._rows import accumulation_dtype
-from spectral_kernels.ops._triton import AotCall, Configuration, Statistics, dense_rows, row_statistics
-from spectral_kernels.ops.covariance.triton import apply, cross_product, moments
+from spectral_kernels.ops._triton import AotCall, Configuration, Statistics, apply, dense_rows, row_statistics
+from spectral_kernels.ops.covariance.triton import cross_product, moments
 from spectral_kernels.ops.whitening.reference import whitening_matrix, whitening_matrix_backward
 
 # the kernels and their configurations are covariance's
@@ -40,7 +40,14 @@ def _gradient(grad: Tensor, z: Tensor, mean: Tensor, matrix: Tensor, dcovariance
 
 
 def whiten_backward(
-    grad: Tensor, z: Tensor, mean: Tensor, covariance: Tensor, matrix: Tensor, method: str, shrinkage: float, center: bool
+    grad: Tensor,
+    z: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    matrix: Tensor,
+    method: str,
+    shrinkage: float,
+    center: bool,
 ) -> Tensor:
     z, grad = dense_rows(z), dense_rows(grad)
     dmatrix = cross_product(grad, z, mean.contiguous(), mean.dtype)
