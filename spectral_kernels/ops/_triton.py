@@ -502,9 +502,9 @@ def whole_rows(d: int) -> bool:
 
 def apply(
     z: Tensor, matrix: Tensor, statistics: Statistics, *, index: Tensor | None = None, count: int = 1,
-    dtype: torch.dtype | None = None, precision: str = "ieee", transpose: bool = False, symmetrize: bool = False, gram: bool = False,
-    second: tuple[Tensor, Tensor, Tensor] | None = None, weights: Tensor | None = None, squares: Tensor | None = None,
-    tangent: bool = False,
+    dtype: torch.dtype | None = None, precision: str = "ieee", transpose: bool = False, symmetrize: bool = False,
+    gram: bool = False, second: tuple[Tensor, Tensor, Tensor] | None = None, weights: Tensor | None = None,
+    squares: Tensor | None = None, tangent: bool = False,
 ) -> Tensor:  # fmt: skip
     """Rows of z (b, n, d), normalised and centred as `statistics` has it, times a matrix: see `apply_kernel`.
 
