@@ -89,20 +89,6 @@ Tensor covariance_backward(const Tensor& grad_, const Tensor& rows, bool center,
   return out;
 }
 
-Tensor column_mean(const Tensor& rows, bool normalize) {
-  const Tensor z = dense_rows(rows);
-  const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
-  const Tensor out = make_tensor({b, d}, accumulation_type(z));
-  in_accumulation_type(z, [&](auto zero) {
-    using T = decltype(zero);
-    for (int64_t batch = 0; batch < b; ++batch) {
-      const std::vector<double> mean = exact_mean<T>(rows_of(z, normalize, batch), n);
-      for (int64_t j = 0; j < d; ++j) data_of<T>(out)[batch * d + j] = static_cast<T>(mean[static_cast<size_t>(j)]);
-    }
-  });
-  return out;
-}
-
 }  // namespace
 }  // namespace spectral_kernels
 
@@ -110,5 +96,4 @@ STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cpp, CPU, m) {
   m.impl("covariance", TORCH_BOX(&spectral_kernels::covariance));
   m.impl("covariance_backward", TORCH_BOX(&spectral_kernels::covariance_backward));
   m.impl("covariance_mean", TORCH_BOX(&spectral_kernels::covariance_mean));
-  m.impl("column_mean", TORCH_BOX(&spectral_kernels::column_mean));
 }

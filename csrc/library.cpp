@@ -61,7 +61,6 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
       "covariance_backward(Tensor grad, Tensor z, bool center, bool normalize, int correction, str precision)"
       " -> Tensor");
   m.def("covariance_mean(Tensor z, bool center, bool normalize, int correction) -> (Tensor, Tensor)");
-  m.def("column_mean(Tensor z, bool normalize) -> Tensor");
   m.def("spectrum(Tensor z, bool center, bool normalize) -> Tensor");
   m.def("batch_spectrum(Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor");
   m.def("effective_rank2(Tensor z, bool center, bool normalize, bool unbiased) -> Tensor");

@@ -80,13 +80,14 @@ def store_sums(stats, at, value, rows, columns, mean_square):
 
 @triton.jit
 def row_tiles_kernel(
-    z, index, pivots, column_sums, out, n, d, splits, chunk, z_batch, z_row,
-    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, RANK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    z, index, parts, pivots, column_sums, matrix, mean_out, stats, n, d, splits, chunk, count, z_batch, z_row,
+    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """xᵀx of each chunk of whole rows (d <= BLOCK), less the pivot, to `out` (b, splits, BLOCK, BLOCK).
+    """xᵀx of a chunk of whole rows (d <= BLOCK), less the pivot, to `parts` (b, splits, BLOCK, BLOCK).
 
-    RANK (one chunk): only trace, Frobenius norm and ‖mean‖² of the centred matrix, to `out` (b, 3).
+    Where one chunk is all, the matrix is finished here: centred, divided by `count` to `matrix` (b, d, d) with its mean
+    (MATRIX), and its sums to `stats` (b, 3) (RANK).
     """
     # divisions in 32 bits, then offsets in 64
     pid = tl.program_id(0)
@@ -117,33 +118,40 @@ def row_tiles_kernel(
             x = tl.where(inside, x - pivot[None, :], 0.0)
             total += tl.sum(x, 0)
         acc = tl.dot(tl.trans(x), x, acc, input_precision=PRECISION, out_dtype=ACC)
-    if RANK:
-        shift = total / n
+    if MATRIX or RANK:
+        mean_square = tl.full([], 0.0, dtype=ACC)
         if CENTER:
+            shift = total / n
             # shift·total, through shared memory: a row vector as a column
             acc -= tl.trans(tl.broadcast_to(shift[None, :], [BLOCK, BLOCK])) * total[None, :]
-        mean = pivot + shift
-        store_sums(out, batch, acc, columns, columns, tl.sum(mean * mean, 0))
+            mean = pivot + shift
+            mean_square = tl.sum(mean * mean, 0)
+            if MATRIX:
+                tl.store(mean_out + batch * d + columns, mean, mask=columns < d)
+        if RANK:
+            store_sums(stats, batch, acc, columns, columns, mean_square)
+        if MATRIX:
+            store_tile(matrix, batch, acc / count, columns, columns, d, False)
     else:
-        at = out + (batch * splits + split) * BLOCK * BLOCK + columns[:, None] * BLOCK + columns[None, :]
-        tl.store(at, acc)
+        at = batch * splits + split
+        tl.store(parts + at * BLOCK * BLOCK + columns[:, None] * BLOCK + columns[None, :], acc)
         if CENTER:
-            tl.store(column_sums + (batch * splits + split) * BLOCK + columns, total)
+            tl.store(column_sums + at * BLOCK + columns, total)
             if split == 0:
                 tl.store(pivots + batch * BLOCK + columns, pivot)
 
 
 @triton.jit
 def tiles_kernel(
-    z, index, scale, sums, left, out, n, d, mean_splits, mean_count, splits, chunk, tiles, side_tiles, count,
+    z, index, scale, sums, left, parts, matrix, stats, n, d, mean_splits, mean_count, splits, chunk, tiles, side_tiles, count,
     z_batch, z_row, left_batch, left_row,
-    GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, EPILOGUE: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, MATRIX: tl.constexpr,
+    RANK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of xᵀx, of xxᵀ (GRAM) or of leftᵀx (CROSS), over a chunk of the other dimension.
 
-    EPILOGUE "partial" writes it to `out` (b, splits, tiles, BLOCK, BLOCK), "matrix" divided by `count` to `out`
-    (b, side, side), and "sums" only what it adds to trace and Frobenius norm, to `out` (b, tiles, 3).
+    Where one chunk is all it is finished: divided by `count` to `matrix` (b, side, side) (MATRIX), and what it adds to trace
+    and Frobenius norm to `stats` (b, tiles, 3) (RANK). Else it goes to `parts` (b, splits, tiles, BLOCK, BLOCK).
     """
     pid = tl.program_id(0)
     split = pid % splits
@@ -195,13 +203,13 @@ def tiles_kernel(
             )
             acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION, out_dtype=ACC)
         side = d
-    if EPILOGUE == "sums":
-        store_sums(out, batch * tiles + tile, acc, a_side, b_side, mean_square)
-    elif EPILOGUE == "matrix":
-        store_tile(out, batch, acc / count, a_side, b_side, side, CROSS)
-    else:
+    if RANK:
+        store_sums(stats, batch * tiles + tile, acc, a_side, b_side, mean_square)
+    if MATRIX:
+        store_tile(matrix, batch, acc / count, a_side, b_side, side, CROSS)
+    if not (MATRIX or RANK):
         square = tl.arange(0, BLOCK)
-        at = out + ((batch * splits + split) * tiles + tile) * BLOCK * BLOCK
+        at = parts + ((batch * splits + split) * tiles + tile) * BLOCK * BLOCK
         tl.store(at + square[:, None] * BLOCK + square[None, :], acc)
 
 
@@ -241,8 +249,9 @@ def finish_tiles_kernel(
             by_column += tl.load(at + columns).to(tl.float64)
         total -= by_row[:, None] * by_column[None, :] / n
         mean = (tl.load(pivots + batch * BLOCK + columns).to(tl.float64) + by_column / n).to(ACC)
-        if here:
-            tl.store(mean_out + batch * side + columns, mean, mask=columns < side)
+        if MATRIX:
+            if here:
+                tl.store(mean_out + batch * side + columns, mean, mask=columns < side)
         mean_square = tl.where(here, tl.sum(mean * mean, 0), 0.0)
     elif CENTER:
         mean = column_mean(sums, batch, b_side, mean_count, side, mean_splits)
@@ -323,34 +332,31 @@ def moments(
     side_tiles = -(-side // use["BLOCK"])
     tiles = side_tiles * (side_tiles + 1) // 2
     splits, chunk = split_rows(length, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
-    epilogue = "partial" if splits > 1 or (matrix and rank) else ("matrix" if matrix else "sums")
+    once = splits == 1
     result = z.new_empty(b, side, side, dtype=acc) if matrix else None
-    if epilogue == "partial":
-        out = z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
-    else:
-        out = result if result is not None else z.new_empty(b, tiles, 3, dtype=acc)
+    stats = z.new_empty(b, tiles, 3, dtype=acc) if once and rank else None
+    parts = None if once else z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
     launch(
         tiles_kernel,
         b * tiles * splits,
         (
-            z, index, statistics.scale, statistics.sums, None, out, n, d, statistics.splits, statistics.count, splits,
-            chunk, tiles, side_tiles, count, *batch_strides(z), 0, 0,
+            z, index, statistics.scale, statistics.sums, None, parts, result if once else None, stats, n, d,
+            statistics.splits, statistics.count, splits, chunk, tiles, side_tiles, count, *batch_strides(z), 0, 0,
         ),
         {
-            "GRAM": gram, "NORMALIZE": normalize, "CENTER": center, "CROSS": False, "EPILOGUE": epilogue,
-            "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+            "GRAM": gram, "NORMALIZE": normalize, "CENTER": center, "CROSS": False, "MATRIX": once and matrix,
+            "RANK": once and rank, "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
-    parts = out if epilogue == "sums" else None
-    if epilogue == "partial":
+    if parts is not None:
         # ‖mean‖² of a Gram matrix is its rows', not its columns'
-        parts = _finish(out, None, statistics, result, None, n, side, count, center and not gram, False, rank)
-        if gram and center and parts is not None:
+        stats = _finish(parts, None, statistics, result, None, n, side, count, center and not gram, False, rank)
+        if gram and center and stats is not None:
             mean = statistics.mean()
             assert mean is not None
-            parts[:, 0, 2] = mean.square().sum(-1)
-    return Moments(result, None, parts, statistics)
+            stats[:, 0, 2] = mean.square().sum(-1)
+    return Moments(result, None, stats, statistics)
 
 
 def _finish(
@@ -384,26 +390,30 @@ def _moments_by_rows(
     use = ROW_TILES[arithmetic(precision, z.dtype, acc), power_of_two(d)]
     block = use["BLOCK"]
     splits, chunk = split_rows(n, use["BLOCK_K"], b, LONGEST_CHUNK)
-    none = Statistics()
-    at_once = rank and not matrix and splits == 1
-    out = z.new_empty((b, 1, 3) if at_once else (b, splits, 1, block, block), dtype=acc)
-    pivots = (z.new_empty(b, block, dtype=acc), z.new_empty(b, splits, block, dtype=acc)) if center else None
+    once = splits == 1
+    result = z.new_empty(b, d, d, dtype=acc) if matrix else None
+    mean = z.new_empty(b, d, dtype=acc) if center and matrix else None
+    stats = z.new_empty(b, 1, 3, dtype=acc) if once and rank else None
+    parts = None if once else z.new_empty(b, splits, 1, block, block, dtype=acc)
+    pivots = None
+    if center and not once:
+        pivots = (z.new_empty(b, block, dtype=acc), z.new_empty(b, splits, block, dtype=acc))
     launch(
         row_tiles_kernel,
         b * splits,
-        (z, index, *(pivots or (None, None)), out, n, d, splits, chunk, *batch_strides(z)),
+        (
+            z, index, parts, *(pivots or (None, None)), result if once else None, mean if once else None, stats, n, d,
+            splits, chunk, count, *batch_strides(z),
+        ),
         {
-            "NORMALIZE": normalize, "CENTER": center, "RANK": at_once, "ACC": triton_dtype(acc),
-            "PRECISION": dot_precision(precision, z.dtype, acc),
+            "NORMALIZE": normalize, "CENTER": center, "MATRIX": once and matrix, "RANK": once and rank,
+            "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
-    if at_once:
-        return Moments(None, None, out, none)
-    result = z.new_empty(b, d, d, dtype=acc) if matrix else None
-    mean = z.new_empty(b, d, dtype=acc) if center else None
-    parts = _finish(out, pivots, none, result, mean, n, d, count, center, False, rank)
-    return Moments(result, mean, parts, none)
+    if parts is not None:
+        stats = _finish(parts, pivots, Statistics(), result, mean, n, d, count, center, False, rank)
+    return Moments(result, mean, stats, Statistics())
 
 
 def cross_product(left: Tensor, z: Tensor, mean: Tensor, acc: torch.dtype) -> Tensor:
@@ -415,22 +425,22 @@ def cross_product(left: Tensor, z: Tensor, mean: Tensor, acc: torch.dtype) -> Te
     tiles = side_tiles * side_tiles
     splits, chunk = split_rows(n, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
     result = z.new_empty(b, d, d, dtype=acc)
-    parts = result if splits == 1 else z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
+    once = splits == 1
+    parts = None if once else z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
     launch(
         tiles_kernel,
         b * tiles * splits,
         (
-            z, None, None, mean, left, parts, n, d, 1, 1, splits, chunk, tiles, side_tiles, 1, *batch_strides(z),
-            *batch_strides(left),
+            z, None, None, mean, left, parts, result if once else None, None, n, d, 1, 1, splits, chunk, tiles, side_tiles,
+            1, *batch_strides(z), *batch_strides(left),
         ),
         {
-            "GRAM": False, "NORMALIZE": False, "CENTER": True, "CROSS": True,
-            "EPILOGUE": "matrix" if splits == 1 else "partial", "ACC": triton_dtype(acc),
-            "PRECISION": dot_precision("ieee", z.dtype, acc),
+            "GRAM": False, "NORMALIZE": False, "CENTER": True, "CROSS": True, "MATRIX": once, "RANK": False,
+            "ACC": triton_dtype(acc), "PRECISION": dot_precision("ieee", z.dtype, acc),
         },
         use,
     )  # fmt: skip
-    if splits > 1:
+    if parts is not None:
         _finish(parts, None, Statistics(), result, None, n, d, 1, False, True, False)
     return result
 
@@ -476,6 +486,7 @@ def aot_calls() -> list[AotCall]:
     cases += [(65536, d, dtype, True, "ieee") for d in (128, 512) for dtype in dtypes]
     cases += [(65536, d, torch.float32, plain, name)
               for d in (128, 512) for plain in (False, True) for name in ("tf32", "bf16x3")]  # fmt: skip
-    cases += [(256, 2048, torch.bfloat16, False, "ieee")]
+    # one chunk of rows: finished in one launch
+    cases += [(256, d, dtype, False, "ieee") for d in (128, 2048) for dtype in dtypes]
     calls: list[AotCall] = [lambda case=case: call(*case) for case in cases]  # type: ignore[misc]
     return calls + [lambda dtype=dtype: gram(dtype) for dtype in dtypes]
