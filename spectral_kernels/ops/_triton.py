@@ -406,7 +406,7 @@ TANGENT = {
 # by arithmetic and columns
 APPLY = {
     ("ieee", 32): Configuration({"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4, num_stages=1),
-    ("ieee", 128): Configuration({"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8, num_stages=1),
+    ("ieee", 128): Configuration({"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_K": 16}, num_warps=8, num_stages=1),
     ("tensor", 32): Configuration({"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
     ("tensor", 128): Configuration({"BLOCK_N": 64, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8),
     ("fp64", 32): Configuration({"BLOCK_N": 32, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
