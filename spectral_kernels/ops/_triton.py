@@ -246,9 +246,9 @@ def load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N: tl.co
         count = tl.load(offsets + rows + 1, mask=rows < n, other=0) - begin
         total = tl.zeros([BLOCK_N, BLOCK_D], dtype=dx.dtype.element_ty)
         for occurrence in range(0, tl.max(count, 0).to(tl.int32)):
-            used = occurrence < count
-            source = tl.load(order + begin + occurrence, mask=used, other=0)
-            inside = used[:, None] & (columns < d)[None, :]
+            # clamped, not masked: Triton 3.6 does not compile a masked load here
+            source = tl.load(order + tl.maximum(begin + tl.minimum(occurrence, count - 1), 0))
+            inside = (occurrence < count[:, None]) & (columns < d)[None, :]
             total += tl.load(dx + source[:, None] * d + columns[None, :], mask=inside, other=0.0)
     return total
 
