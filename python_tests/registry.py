@@ -82,6 +82,10 @@ def _nt_xent(z: Tensor) -> tuple[Any, ...]:
     return *_pairs(z)[:2], TEMPERATURE, "ieee"
 
 
+def _grad_norms(z: Tensor, with_queue: bool, loss: str) -> tuple[Any, ...]:
+    return *_info_nce(z, with_queue)[:4], loss, "ieee"
+
+
 def _nt_xent_backward(z: Tensor) -> tuple[Any, ...]:
     z0, z1, *options = _nt_xent(z)
     loss, lse = (part.to(accumulation_dtype(z.dtype)) for part in infonce.nt_xent(z0.double(), z1.double(), *options))
@@ -156,6 +160,8 @@ def _cases() -> list[Case]:
     add("info_nce_backward", "queue", lambda z: _info_nce_backward(z, True), least=2)
     add("nt_xent", "", _nt_xent, gradients=(0, 1), least=2)
     add("nt_xent_backward", "", _nt_xent_backward, least=2)
+    for label, queue, loss in (("batch", False, "info_nce"), ("queue", True, "info_nce"), ("views", False, "nt_xent")):
+        add("info_nce_grad_norms", label, lambda z, q=queue, k=loss: _grad_norms(z, q, k), least=2)
     for objective in ("effective_rank", "logdet"):
         for all_rows in (True, False):
             rows = "all" if all_rows else "draws"

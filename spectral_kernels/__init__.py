@@ -7,7 +7,7 @@ from spectral_kernels.ops._selection import Selection
 from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank
 from spectral_kernels.ops.greedy import greedy_select
-from spectral_kernels.ops.infonce import info_nce, nt_xent
+from spectral_kernels.ops.infonce import info_nce, info_nce_grad_norms, nt_xent
 from spectral_kernels.ops.pool import pool_select
 from spectral_kernels.ops.spectrum import spectrum
 from spectral_kernels.ops.whitening import whiten
@@ -35,6 +35,7 @@ __all__ = [
     "effective_rank",
     "greedy_select",
     "info_nce",
+    "info_nce_grad_norms",
     "nt_xent",
     "pool_select",
     "set_checks",

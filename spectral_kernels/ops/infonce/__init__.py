@@ -12,6 +12,7 @@ from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops.covariance import PRECISIONS
 
 REDUCTIONS = ("mean", "sum", "none")
+LOSSES = ("info_nce", "nt_xent")
 
 
 def _check_info_nce(query: Tensor, key: Tensor, queue: Tensor | None, *_: Any) -> None:
@@ -61,6 +62,16 @@ define(
     "float temperature, str precision) -> (Tensor, Tensor)",
     room="infonce",
     fake=lambda grad, z0, z1, *_: (z0.new_empty(z0.shape), z1.new_empty(z1.shape)),
+)
+define(
+    "info_nce_grad_norms(Tensor query, Tensor key, Tensor? queue, float temperature, str loss, str precision) -> Tensor",
+    room="infonce",
+    fake=lambda query, key, queue, temperature, loss, precision: query.new_empty(
+        query.shape[0] * (2 if loss == "nt_xent" else 1), dtype=accumulation_dtype(query.dtype)
+    ),
+    check=_check_info_nce,
+    cpp="reference",
+    triton=False,
 )
 
 
@@ -187,3 +198,57 @@ def nt_xent(
     checks.one_of(precision, "precision", PRECISIONS)
     name = choose("nt_xent", z0.device, backend)
     return _reduce(op("nt_xent")(z0, z1, float(temperature), precision, name)[0], reduction)
+
+
+def info_nce_grad_norms(
+    query: Tensor,
+    key: Tensor,
+    *,
+    queue: Tensor | None = None,
+    temperature: float = 0.1,
+    loss: str = "info_nce",
+    precision: str = "ieee",
+    backend: str | None = None,
+) -> Tensor:
+    """Squared norm of each anchor's gradient, ‖∂Lᵢ/∂uᵢ‖² = (w/τ)²·‖m_q − v₊‖² (theory.md §2), in one pass.
+
+    u is the *normalised* query, w the softmax mass on the negatives, m_q their mean under the softmax among themselves.
+    Terms through other roles of an embedding (an anchor is also the key of others) are not part of it. Exact also where
+    the positive has all but won, because nothing close to 1 is subtracted from 1. Not differentiable.
+
+    Args:
+        query, key: (B, d), row i of key is the positive of row i of query; the two views for `loss="nt_xent"`.
+            float64, float32, bfloat16 or float16; normalised inside.
+        queue: (K, d), the negatives of every anchor (MoCo); None: the other keys. Not with `"nt_xent"`.
+        temperature: τ > 0.
+        loss: `"info_nce"`, or `"nt_xent"` with its 2B anchors, those of query first.
+        precision: of the products on a GPU for inputs below float64, as in `covariance`.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        (B,), or (2B,) for NT-Xent; float64 for float64 rows, else float32.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, one row and no queue, a queue with NT-Xent, temperature not above 0, unknown
+            loss or precision, a row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    check_anchors(query, key, queue, temperature, loss)
+    checks.one_of(precision, "precision", PRECISIONS)
+    name = choose("info_nce_grad_norms", query.device, backend)
+    norms: Tensor = op("info_nce_grad_norms")(query, key, queue, float(temperature), loss, precision, name)
+    return norms
+
+
+def check_anchors(query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, loss: str) -> None:
+    """The arguments that `info_nce_grad_norms` and `gradient_band` have in common."""
+    check_pair(query, "query", key, "key")
+    checks.one_of(loss, "loss", LOSSES)
+    if queue is not None:
+        if loss == "nt_xent":
+            raise ValueError("queue does not go with loss='nt_xent', whose negatives are the views of the batch")
+        checks.floating(queue, "queue", ndim=2)
+        checks.same_features(query, "query", queue, "queue")
+    elif query.shape[0] < 2:
+        raise ValueError("query has 1 row and no queue: there is no negative")
+    checks.positive(temperature, "temperature")

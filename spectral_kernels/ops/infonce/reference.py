@@ -83,3 +83,22 @@ def nt_xent_backward(
     dx = weights @ x + weights.mT @ x - pulled
     dz = read_rows_backward(dx, torch.cat([z0, z1]), True)
     return dz[:b].clone(), dz[b:].clone()
+
+
+def info_nce_grad_norms(
+    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, loss: str, precision: str
+) -> Tensor:
+    if loss == "nt_xent":
+        keys, negatives, positive = _two_views(query, key, temperature)
+        others, own = keys, keys.roll(len(query), 0)
+    else:
+        u, own = read_rows(query, True), read_rows(key, True)
+        others = own if queue is None else read_rows(queue, True)
+        positive = (u * own).sum(-1) / temperature
+        logits = u @ others.mT / temperature
+        negatives = _drop_diagonal(logits) if queue is None else logits
+    # rows are taken from one origin among them: their differences are what counts, also in a collapsed batch
+    origin = own[:1]
+    difference = torch.softmax(negatives, -1) @ (others - origin) - (own - origin)
+    mass = -torch.expm1(-_loss(negatives, positive)[0])
+    return (mass / temperature) ** 2 * difference.square().sum(-1)
