@@ -18,6 +18,7 @@ used.
 import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,7 +47,7 @@ class _Progress:
         return torch.cat([torch.empty(0, dtype=torch.int64), *self.taken[:batches]])
 
 
-class _BatchSampler(Sampler[list[int]]):
+class _BatchSampler(Sampler[list[int]], ABC):
     """Sharding, seeding, resuming and timing; a subclass chooses the rows of a batch in `_choose`."""
 
     def __init__(
@@ -112,9 +113,9 @@ class _BatchSampler(Sampler[list[int]]):
     def _begin(self, shard: Tensor, taken: Tensor) -> None:
         """Start on the rows of an epoch, of which `taken` have been handed out before."""
 
+    @abstractmethod
     def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
         """Rows (batch_size,) int64 of a batch, on the CPU."""
-        raise NotImplementedError
 
     def _size(self, batch: int) -> int:
         """Rows of a batch: fewer than batch_size only at the end of an epoch that is a partition."""
@@ -283,9 +284,9 @@ class _BankBatchSampler(_BatchSampler):
             self._left[rows.to(self._left.device)] = False
         return rows
 
+    @abstractmethod
     def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
         """Rows of a batch, of those left, chosen by their embeddings."""
-        raise NotImplementedError
 
     def _rows_left(self, shard: Tensor) -> Tensor:
         """Rows of the shard that may still be chosen, in the epoch's order."""
