@@ -56,7 +56,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--config", "tiny", "selection.strategy=best"], "unknown strategy 'best'"),
         (["compare", "--config", "tiny", "compare.strategies=[greedy-8]"], "has no 'random' to take the target from"),
         (["compare", "--config", "tiny", "train.batch_size=5000"], "batch_size = 5000 exceeds"),
-        (["train", "data.root=nowhere", "data.fallback=null"], "Fashion-MNIST was not found in nowhere"),
+        (["train", "data.root=nowhere"], "Fashion-MNIST was not found in nowhere"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

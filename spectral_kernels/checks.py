@@ -27,6 +27,8 @@ def floating(z: Tensor, name: str, ndim: int | None = None) -> Tensor:
     """A floating tensor (..., n, d), n and d at least 1; exactly `ndim` dimensions where given."""
     if not isinstance(z, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(z).__name__}")
+    if z.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {z.layout}")
     if z.dtype not in FLOATING:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
     if ndim is not None and z.ndim != ndim:

@@ -18,6 +18,12 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "covariance of a vector": (lambda: sk.covariance(torch.randn(4)), r"z must have shape \(\.\.\., n, d\)"),
     "covariance of integers": (lambda: sk.covariance(torch.ones(3, 3, dtype=torch.int64)), "z must be float.*int64"),
     "covariance of a list": (lambda: sk.covariance([[1.0]]), "z must be a tensor, got list"),  # type: ignore[arg-type]
+    "sparse rows": (lambda: sk.covariance(Z.to_sparse()), "z must be a dense tensor, got torch.sparse_coo"),
+    "grad norms of a queue and views": (
+        lambda: sk.info_nce_grad_norms(Z, Z, queue=Z, loss="nt_xent"),
+        "queue does not go with loss='nt_xent'",
+    ),
+    "grad norms loss": (lambda: sk.info_nce_grad_norms(Z, Z, loss="triplet"), "loss must be one of .*'triplet'"),
     "covariance of nothing": (lambda: sk.covariance(torch.randn(0, 4)), "z is empty"),
     "correction": (lambda: sk.covariance(Z, correction=6), "correction must be below n = 6, got 6"),
     "negative correction": (lambda: sk.covariance(Z, correction=-1), "correction must be at least 0, got -1"),

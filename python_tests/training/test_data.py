@@ -97,9 +97,19 @@ def test_missing_data_set_says_where_and_how(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_fallback_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_root_that_was_named_has_no_fallback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        data.load("fashion_mnist", tmp_path / "nowhere", fallback="digits")
+
+
+def test_fallback_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
-    loaded = data.load("fashion_mnist", tmp_path, fallback="digits")
+
+    def nothing(*_: object) -> None:
+        raise data.DataNotFound("nothing here")
+
+    monkeypatch.setattr(data, "_fashion_mnist", nothing)
+    loaded = data.load("fashion_mnist", fallback="digits")
     assert loaded.name == "digits"
     assert loaded.train_images.shape == (1438, 1, 8, 8)
     assert len(loaded.test_labels) == 359

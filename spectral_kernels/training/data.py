@@ -72,7 +72,7 @@ def load(
             1,797 scans of digits, 1×8×8: every fifth one is a test image).
         root: the one folder to look in.
         download: whether torchvision may download.
-        fallback: `"digits"`: use those, and say so in one line, where `name` cannot be had.
+        fallback: `"digits"`: without a root, use those, and say so in one line, where `name` cannot be had.
 
     Raises:
         ValueError: unknown name or fallback, or a file that is not what its name says (the file is named).
@@ -87,7 +87,7 @@ def load(
     try:
         return _fashion_mnist(root, download)
     except DataNotFound as error:
-        if fallback is None:
+        if fallback is None or root is not None:
             raise
         print(f"Fashion-MNIST cannot be had here; using scikit-learn's bundled digits instead. ({error})")
         return _digits()
