@@ -30,6 +30,10 @@ def test_every_op_and_its_backend_is_reported() -> None:
             assert line.split()[1] == backends.choose(name, torch.device("cpu"))
 
 
+def test_shared_code_is_reported() -> None:
+    assert "spectrum_backward on cpp and triton" in "\n".join(info.report(info.collect()))
+
+
 def test_library_and_path_are_reported() -> None:
     found = info.collect()
     assert found["library"]["built"]

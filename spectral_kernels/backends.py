@@ -16,6 +16,8 @@ BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 # op name -> backends that implement it; filled by library.define
 OPS: dict[str, tuple[str, ...]] = {}
+# op name -> those of them that run the reference's code, because its work is d x d and torch's; filled likewise
+SHARED: dict[str, tuple[str, ...]] = {}
 
 _LIBRARY_PATH = Path(__file__).with_name("_C.so")
 _TRITON_FOUND = importlib.util.find_spec("triton") is not None

@@ -77,6 +77,9 @@ def define(
     arguments, returns = rest.rsplit(") ->", 1)
     LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
     backends.OPS[name] = ("reference", "cpp", "triton")
+    shared = tuple(backend for backend, own in (("cpp", cpp != "reference"), ("triton", triton)) if not own)
+    if shared:
+        backends.SHARED[name] = shared
     loaded: dict[str, Callable[..., Any]] = {}
 
     def load(backend: str) -> Callable[..., Any]:
