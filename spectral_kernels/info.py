@@ -173,8 +173,10 @@ def _section_ops(ops: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<{width}}{cells[0]:<28}{cells[1]}"
     for devices in ops.values():
         yield from (f"  refused: {device['problem']}" for device in devices.values() if device["problem"])
-    yield "  A gradient runs on the backend of its op. The reference's code (torch) does the work of"
-    yield from (f"    {name} on {' and '.join(shared)}" for name, shared in sorted(backends.SHARED.items()))
+    yield "  A gradient runs on the backend of its op."
+    for shared in sorted(set(backends.SHARED.values())):
+        names = sorted(name for name, found in backends.SHARED.items() if found == shared)
+        yield f"  The reference's code (torch) runs on {' and '.join(shared)} too: {', '.join(names)}"
 
 
 def _advice(info: dict[str, Any]) -> Iterator[str]:
