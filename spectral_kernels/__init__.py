@@ -17,11 +17,13 @@ from spectral_kernels.selection import (
     PoolBatchSampler,
     RandomBatchSampler,
 )
+from spectral_kernels.theory.band import GradientBand, gradient_band
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "GradientBand",
     "GreedyBatchSampler",
     "InfoNCELoss",
     "MemoryBank",
@@ -33,6 +35,7 @@ __all__ = [
     "batch_effective_rank",
     "covariance",
     "effective_rank",
+    "gradient_band",
     "greedy_select",
     "info_nce",
     "info_nce_grad_norms",
