@@ -237,10 +237,14 @@ def gradient_band(
         else:
             one = lambda part: _a_priori(keys, part, temperature, 1.0 if hi is None else float(hi))  # noqa: E731
         parts = [one(part) for part in keys.chunks()]
-        fields = (torch.cat(column) for column in zip(*parts, strict=True))
+        whole = _Part(*(torch.cat(column) for column in zip(*parts, strict=True)))
         values = keys.eigenvalues
         tail = values[rank] if rank < len(values) else values.new_zeros(())
         return GradientBand(
-            *fields, tail, values.sum(), values.sum().square() / values.square().sum().clamp(min=1e-300),
-            keys.negatives, temperature,
-        )  # fmt: skip
+            **whole._asdict(),
+            tail_eigenvalue=tail,
+            spread=values.sum(),
+            effective_rank=values.sum().square() / values.square().sum(),
+            negatives=keys.negatives,
+            temperature=temperature,
+        )
