@@ -6,6 +6,7 @@ from spectral_kernels.modules import InfoNCELoss, NTXentLoss, Whitening
 from spectral_kernels.ops._selection import Selection
 from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank
+from spectral_kernels.ops.effective_rank.error import effective_rank_error
 from spectral_kernels.ops.greedy import greedy_select
 from spectral_kernels.ops.infonce import info_nce, info_nce_grad_norms, nt_xent
 from spectral_kernels.ops.pool import pool_select
@@ -18,12 +19,14 @@ from spectral_kernels.selection import (
     RandomBatchSampler,
 )
 from spectral_kernels.theory.band import GradientBand, gradient_band
+from spectral_kernels.theory.gradient_variance import GradientVariance, gradient_variance
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
     "GradientBand",
+    "GradientVariance",
     "GreedyBatchSampler",
     "InfoNCELoss",
     "MemoryBank",
@@ -35,7 +38,9 @@ __all__ = [
     "batch_effective_rank",
     "covariance",
     "effective_rank",
+    "effective_rank_error",
     "gradient_band",
+    "gradient_variance",
     "greedy_select",
     "info_nce",
     "info_nce_grad_norms",
