@@ -6,29 +6,13 @@ from typing import Any
 
 import torch
 
+from spectral_kernels.figures import BASELINE, COLOURS, drawing
 from spectral_kernels.training.compare import RunRecord
 from spectral_kernels.training.config import Config
-from spectral_kernels.training.data import require
 from spectral_kernels.training.loop import PARTS
 from spectral_kernels.training.report import StrategySummary, Summary, budget
 
-# Okabe & Ito's colours, told apart with any colour vision; the baseline is grey
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D1F")
-BASELINE = "#4D4D4D"
 PART_COLOURS = {"selection": "#222222", "data": "#8C8C8C", "compute": "#D4D4D4"}  # colours mean strategies
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
 
 
 def comparison(path: Path, records: Sequence[RunRecord], summary: Summary, config: Config, dataset: str) -> None:
@@ -41,13 +25,10 @@ def comparison(path: Path, records: Sequence[RunRecord], summary: Summary, confi
     Raises:
         ModuleNotFoundError: matplotlib is missing.
     """
-    matplotlib = require("matplotlib", "drawing a plot")
-    matplotlib.use("Agg")
-    pyplot = require("matplotlib.pyplot", "drawing a plot")
     names = [strategy.strategy for strategy in summary.strategies]
     others = iter(COLOURS * len(names))
     colours = {name: BASELINE if name == "random" else next(others) for name in names}
-    with pyplot.rc_context(STYLE):
+    with drawing(path) as pyplot:
         figure, axes = pyplot.subplot_mosaic(
             [["accuracy", "rank"], ["accuracy", "time"]], figsize=(10.5, 5.2), width_ratios=(1.35, 1)
         )
@@ -62,10 +43,6 @@ def comparison(path: Path, records: Sequence[RunRecord], summary: Summary, confi
             x=0.01,
             ha="left",
         )
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
-        temporary.replace(path)
-        pyplot.close(figure)
 
 
 def _runs(records: Sequence[RunRecord], name: str) -> list[RunRecord]:

@@ -15,7 +15,7 @@ from spectral_kernels.training.checkpoint import CheckpointError
 from spectral_kernels.training.config import Config, OptimizerConfig, read_config
 from spectral_kernels.training.data import load
 from spectral_kernels.training.loop import PARTS, STEP_COLUMNS, Observer, Run, derive_seed, train
-from spectral_kernels.training.simclr import Diverged, SimCLR, learning_rate, loss_and_embeddings, make_optimizer
+from spectral_kernels.training.simclr import Diverged, SimCLR, forward_loss, learning_rate, make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the memory bank is cold")
 STRATEGIES = ["random", "pool-balanced", "greedy-4"]
@@ -175,7 +175,7 @@ def test_budget_in_seconds() -> None:
 def test_bank_holds_the_mean_of_both_views() -> None:
     model = SimCLR(settings().model, 1)
     views = torch.randn(16, 1, 8, 8)
-    loss, embeddings = loss_and_embeddings(model, views, 0.2, amp=False)
+    loss, _, _, embeddings = forward_loss(model, views, 0.2, amp=False)
     first, second = functional.normalize(model(views), dim=1).chunk(2)
     assert torch.allclose(embeddings, functional.normalize(first + second, dim=1), atol=1e-5)
     assert not embeddings.requires_grad

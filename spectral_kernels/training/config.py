@@ -13,6 +13,7 @@ from typing import Any
 
 from spectral_kernels import checks
 from spectral_kernels.ops.pool import POLICIES
+from spectral_kernels.ops.whitening import METHODS
 from spectral_kernels.training.augment import DEFAULTS, AugmentConfig
 from spectral_kernels.training.data import NAMES, require
 from spectral_kernels.training.models import ENCODERS
@@ -162,7 +163,8 @@ class SelectionConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """steps, seconds: the budget, exactly one of them; seconds are training wall-clock, evaluation excluded.
-    temperature: of NT-Xent. amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic.
+    temperature: of NT-Xent. whiten: method of in-batch whitening before the loss (`whiten`); None: none.
+    amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic.
     rank_every: steps between measurements of the batch's effective rank. checkpoint_every: steps between
     writes of last.ckpt. device: `"auto"`, `"cpu"`, `"cuda"`.
     """
@@ -172,6 +174,7 @@ class TrainConfig:
     steps: int | None = None
     seconds: float | None = None
     temperature: float = 0.2
+    whiten: str | None = None
     amp: bool | None = None
     channels_last: bool = True
     rank_every: int = 10
@@ -188,6 +191,8 @@ class TrainConfig:
         _at_least("train", 1, steps=self.steps, rank_every=self.rank_every, checkpoint_every=self.checkpoint_every)
         _at_least("train", 2, batch_size=self.batch_size)
         _above("train", seconds=self.seconds, temperature=self.temperature)
+        if self.whiten is not None:
+            checks.one_of(self.whiten, "train.whiten", METHODS)
         checks.one_of(self.device, "train.device", ("auto", "cpu", "cuda"))
 
 

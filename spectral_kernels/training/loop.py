@@ -19,9 +19,10 @@ from spectral_kernels.training.data import ImageData, training_pool
 from spectral_kernels.training.evaluate import Evaluator
 from spectral_kernels.training.simclr import (
     Diverged,
+    Forward,
     SimCLR,
+    forward_loss,
     learning_rate,
-    loss_and_embeddings,
     make_optimizer,
 )
 
@@ -105,6 +106,7 @@ class Run:
         step: steps done. seconds: training wall-clock by part (`PARTS`), evaluation excluded.
         steps: one row a step of `STEP_COLUMNS` (seconds; effective rank NaN where not measured;
             chosen 1 where the strategy chose the batch, 0 where it was random).
+        last: what the newest step computed; None before the first one.
         evaluations: one dict an evaluation: step, seconds, and accuracies by the names in `evaluate.METRICS`.
 
     Raises:
@@ -140,6 +142,7 @@ class Run:
         self.strategy = config.selection.parsed()
         self.sampler = make_sampler(self.strategy, self.bank, config)
         self.step = 0
+        self.last: Forward | None = None
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.steps: list[list[float]] = []
         self.evaluations: list[dict[str, float]] = []
@@ -150,7 +153,7 @@ class Run:
     def _make_model(self, channels: int) -> SimCLR:
         with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: leave it as it was
             torch.manual_seed(derive_seed(self.config.train.seed, "model"))
-            model = SimCLR(self.config.model, channels)
+            model = SimCLR(self.config.model, channels, self.config.train.whiten)
         if self.config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
@@ -183,25 +186,25 @@ class Run:
             clock.split("data")
 
             self._set_learning_rate()
-            loss, embeddings = self._forward(views)
+            self.last = self._forward(views)
             self.optimizer.zero_grad()
-            loss.backward()
+            self.last.loss.backward()
             self.optimizer.step()
             clock.split("compute")
 
             if self.strategy.kind != "random":
-                self.bank.update(indices, embeddings)
+                self.bank.update(indices, self.last.embeddings)
                 clock.split("selection")
 
-            self._record(loss, embeddings, clock)
+            self._record(self.last, clock)
             if self.step % train.checkpoint_every == 0:
                 self.save()
             if observer is not None:
                 observer.step(self)
 
-    def _forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, views: Tensor) -> Forward:
         try:
-            return loss_and_embeddings(self.model, views, self.config.train.temperature, self.amp)
+            return forward_loss(self.model, views, self.config.train.temperature, self.amp)
         except Diverged as error:
             raise self._diverged(str(error)) from None
 
@@ -211,12 +214,12 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress, self.config.optimizer)
 
-    def _record(self, loss: Tensor, embeddings: Tensor, clock: Clock) -> None:
+    def _record(self, last: Forward, clock: Clock) -> None:
         rank = float("nan")
         if self.step % self.config.train.rank_every == 0:  # off the clock: a measurement, not part of training
-            rank = float(sk.effective_rank(embeddings, order=2))
+            rank = float(sk.effective_rank(last.embeddings, order=2))
         chosen = float(self.sampler.last_selection is not None)  # 0: a random batch, as while the bank is cold
-        self.steps.append([loss.item(), rank, chosen, *clock.seconds.values()])
+        self.steps.append([last.loss.item(), rank, chosen, *clock.seconds.values()])
         self.step += 1
         for part, seconds in clock.seconds.items():
             self.seconds[part] += seconds
@@ -276,8 +279,7 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(0)
         views = self.augment(self.pool[:size].repeat(2, 1, 1, 1), generator)
         self.model.train()
-        loss, _ = loss_and_embeddings(self.model, views, self.config.train.temperature, self.amp)
-        loss.backward()
+        forward_loss(self.model, views, self.config.train.temperature, self.amp).loss.backward()
         self.optimizer.zero_grad()
         self.model.load_state_dict(state)  # batch statistics moved
 

@@ -1,6 +1,7 @@
 """SimCLR (Chen et al. 2020): one step of it."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ class Diverged(RuntimeError):
 
 
 class SimCLR(nn.Module):
-    """Encoder and projection head; (B, C, H, W) views to (B, dim) projections."""
+    """Encoder and projection head; (B, C, H, W) views to (B, dim) projections. `whitening` is what the loss sees them
+    through, None: as they are.
+    """
 
-    def __init__(self, config: ModelConfig, in_channels: int) -> None:
+    def __init__(self, config: ModelConfig, in_channels: int, whiten: str | None = None) -> None:
         super().__init__()
+        self.whitening = None if whiten is None else sk.Whitening(config.dim, method=whiten)
         self.encoder, feature_dim = encoder(config.encoder, in_channels, width=config.width)
         self.head = projection_head(feature_dim, config.hidden, config.dim)
 
@@ -29,7 +33,16 @@ class SimCLR(nn.Module):
         return projections
 
 
-def loss_and_embeddings(model: nn.Module, views: Tensor, temperature: float, amp: bool) -> tuple[Tensor, Tensor]:
+class Forward(NamedTuple):
+    """What a step computes: the loss, the embeddings it was given, and what the memory bank remembers."""
+
+    loss: Tensor
+    first: Tensor
+    second: Tensor
+    embeddings: Tensor
+
+
+def forward_loss(model: SimCLR, views: Tensor, temperature: float, amp: bool) -> Forward:
     """NT-Xent over two views of each sample, and what the memory bank remembers of the samples.
 
     Args:
@@ -38,22 +51,23 @@ def loss_and_embeddings(model: nn.Module, views: Tensor, temperature: float, amp
         amp: bfloat16 autocast for the model; the loss is computed in float32.
 
     Returns:
-        The loss, and (B, dim) float32 detached embeddings: the mean of a sample's two normalised
-        projections, normalised again. The mean carries half of one view's augmentation noise, and costs
-        nothing more.
+        The loss, the (B, dim) embeddings of either view as the loss saw them, and (B, dim) float32 detached
+        embeddings for the bank: the mean of a sample's two normalised projections, before whitening, normalised again.
+        The mean carries half of one view's augmentation noise, and costs nothing more.
 
     Raises:
         Diverged: a projection is NaN or Inf.
     """
     with torch.autocast(views.device.type, torch.bfloat16, enabled=amp):
         projections = model(views)
-    first, second = projections.float().chunk(2)
+    projections = projections.float()
     if not bool(projections.detach().isfinite().all()):
         raise Diverged("a projection is NaN or Inf")
+    first, second = (projections if model.whitening is None else model.whitening(projections)).chunk(2)
     loss = sk.nt_xent(first, second, temperature=temperature)
     with torch.no_grad():
-        mean = functional.normalize(first, dim=1) + functional.normalize(second, dim=1)
-        return loss, functional.normalize(mean, dim=1)
+        mean = functional.normalize(projections, dim=1).unflatten(0, (2, -1)).sum(0)
+        return Forward(loss, first.detach(), second.detach(), functional.normalize(mean, dim=1))
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

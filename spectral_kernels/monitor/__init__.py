@@ -1,0 +1,5 @@
+"""Diagnostics of a training run: what its batches' spectra and gradients say, and when to worry."""
+
+from spectral_kernels.monitor.spectrum_monitor import SpectrumMonitor, SpectrumWarning
+
+__all__ = ["SpectrumMonitor", "SpectrumWarning"]
