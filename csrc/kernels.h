@@ -100,6 +100,9 @@ struct Kernels {
   /// column_log is given), 0 where the pair is no negative.
   void (*softmax)(const LogitBlock<T>& block, const T* row_weight, const T* row_log, const T* column_weight,
                   const T* column_log);
+  /// In place: similarity -> exp(logit - peak[r]), 0 where the pair is no negative, with peak and sum brought up to
+  /// date as by logsumexp; rescale[r] is what sums of earlier weights are to be multiplied by.
+  void (*flash_weights)(const LogitBlock<T>& block, T* peak, double* sum, T* rescale);
 };
 
 struct EigenKernels {
