@@ -14,7 +14,14 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
 
 
 def whiten_backward(
-    grad: Tensor, z: Tensor, mean: Tensor, covariance: Tensor, matrix: Tensor, method: str, shrinkage: float, center: bool
+    grad: Tensor,
+    z: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    matrix: Tensor,
+    method: str,
+    shrinkage: float,
+    center: bool,
 ) -> Tensor:
     kernels = torch.ops.spectral_kernels_cpp
     dmatrix = kernels.cross_moment(grad, z, mean)
