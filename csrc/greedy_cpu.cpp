@@ -118,7 +118,7 @@ class Builder {
     refresh_bounds();
   }
 
-  // Rows get slots in the order of their last draw, latest first: those that still matter are always a prefix.
+  // Rows get slots in the order of their first draw.
   void prepare_drawn() {
     const int64_t k = options_.k;
     int bits = 4;
@@ -126,21 +126,17 @@ class Builder {
     shift_ = 64 - bits;
     table_.assign(int64_t{1} << bits, {-1, -1});
     slot_of_draw_.resize(k * m_);
-    alive_.resize(k);
-    for (int64_t step = k - 1; step >= 1; --step) {
-      for (int64_t c = 0; c < m_; ++c) {
-        const int64_t row = draws_[step * m_ + c];
-        auto& entry = find(row);
-        if (entry.first < 0) {
-          entry = {row, static_cast<int64_t>(row_of_slot_.size())};
-          row_of_slot_.push_back(row);
-        }
-        slot_of_draw_[step * m_ + c] = entry.second;
+    for (int64_t i = m_; i < k * m_; ++i) {
+      auto& entry = find(draws_[i]);
+      if (entry.first < 0) {
+        entry = {draws_[i], static_cast<int64_t>(row_of_slot_.size())};
+        row_of_slot_.push_back(draws_[i]);
       }
-      alive_[step] = row_of_slot_.size();
+      slot_of_draw_[i] = entry.second;
     }
     slots_ = row_of_slot_.size();
     allocate();
+    upto_.resize(slots_);
     read_rows([this](int64_t slot) { return row_of_slot_[slot]; });
     for (int64_t i = 0; i < slots_; ++i) left_[i] = rows_.seen[i] && source_.allows(row_of_slot_[i]);
     spare_.resize(1, source_.d);
@@ -158,8 +154,10 @@ class Builder {
     BadRow bad;
     // reading a row costs as much as some products with it
     team_.for_each(slots_, chunk_of(8 * source_.d), [&](int64_t begin, int64_t end) {
+      constexpr int64_t ahead = 8;
       for (int64_t slot = begin; slot < end; ++slot) {
         const int64_t row = row_of(slot);
+        if (slot + ahead < end) source_.prefetch(row_of(slot + ahead));
         if (!rows_.read(source_, row, slot, options_.normalize)) bad.report(row);
       }
     });
@@ -238,8 +236,11 @@ class Builder {
       update_by_newest();
       if (lazy_) refresh_bounds();
     } else if (picked_.in_block() == 0) {
-      const int64_t alive = options_.all_rows ? slots_ : picked_.steps < options_.k ? alive_[picked_.steps] : 0;
-      update_by_block(alive);
+      if (options_.all_rows) {
+        update_by_block();
+      } else {
+        update_drawn();
+      }
       if (lazy_) refresh_bounds();
     }
   }
@@ -255,7 +256,7 @@ class Builder {
         pointers[i] = rows_.row(slot);
         sums[i] = score_[slot];
       }
-      if (stale()) greedy_kernels<T>().block(pointers, picked_.columns.data(), rows_.d, sums);
+      if (stale()) greedy_kernels<T>().block(pointers, picked_.block(picked_.full_blocks()), 1, rows_.d, sums);
       for (int64_t i = 0; i < std::min(kGreedyRows, count - first); ++i) scores[first + i] = sums[i];
     }
   }
@@ -274,23 +275,56 @@ class Builder {
     return score;
   }
 
-  void update_by_block(int64_t count) {
-    const int64_t groups = (count + kGreedyRows - 1) / kGreedyRows;
+  void update_by_block() {
+    const int64_t groups = (slots_ + kGreedyRows - 1) / kGreedyRows, newest = picked_.full_blocks() - 1;
     team_.for_each(groups, chunk_of(rows_.d * kGreedyBlock * kGreedyRows), [&](int64_t begin, int64_t end) {
-      const T* pointers[kGreedyRows];
-      double sums[kGreedyRows];
       for (int64_t group = begin; group < end; ++group) {
-        const int64_t first = group * kGreedyRows;
-        const int64_t rows = std::min(kGreedyRows, count - first);
-        for (int64_t i = 0; i < kGreedyRows; ++i) {
-          const int64_t slot = first + std::min(i, rows - 1);
-          pointers[i] = rows_.row(slot);
-          sums[i] = score_[slot];
-        }
-        greedy_kernels<T>().block(pointers, picked_.columns.data(), rows_.d, sums);
-        std::copy(sums, sums + rows, score_.begin() + first);
+        int64_t slots[kGreedyRows];
+        const int64_t first = group * kGreedyRows, count = std::min(kGreedyRows, slots_ - first);
+        for (int64_t i = 0; i < count; ++i) slots[i] = first + i;
+        add_blocks(slots, count, newest, newest + 1);
       }
     });
+  }
+
+  // The rows that the next block of steps looks at, each from the picks that it was last brought up to: a row is
+  // fetched for the blocks that draw it, not for every block.
+  void update_drawn() {
+    const int64_t now = picked_.full_blocks();
+    const int64_t begin = picked_.steps * m_, end = std::min(picked_.steps + kGreedyBlock, options_.k) * m_;
+    behind_.resize(now);
+    groups_.clear();
+    for (std::vector<int64_t>& slots : behind_) slots.clear();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t slot = slot_of_draw_[i];
+      if (upto_[slot] == now || !left_[slot]) continue;
+      behind_[upto_[slot]].push_back(slot);
+      upto_[slot] = now;
+    }
+    for (int64_t from = 0; from < now; ++from) {
+      for (int64_t i = 0; i < static_cast<int64_t>(behind_[from].size()); i += kGreedyRows)
+        groups_.push_back({from, i});
+    }
+    team_.for_each(groups_.size(), chunk_of(rows_.d * kGreedyBlock * kGreedyRows * now), [&](int64_t a, int64_t b) {
+      for (int64_t group = a; group < b; ++group) {
+        const auto [from, first] = groups_[group];
+        const std::vector<int64_t>& slots = behind_[from];
+        add_blocks(slots.data() + first, std::min<int64_t>(kGreedyRows, slots.size() - first), from, now);
+      }
+    });
+  }
+
+  // Adds blocks [from, to) of the picks to the scores of at most kGreedyRows slots.
+  void add_blocks(const int64_t* slots, int64_t count, int64_t from, int64_t to) {
+    const T* pointers[kGreedyRows];
+    double sums[kGreedyRows];
+    for (int64_t i = 0; i < kGreedyRows; ++i) {
+      const int64_t slot = slots[std::min(i, count - 1)];
+      pointers[i] = rows_.row(slot);
+      sums[i] = score_[slot];
+    }
+    greedy_kernels<T>().block(pointers, picked_.block(from), to - from, rows_.d, sums);
+    for (int64_t i = 0; i < count; ++i) score_[slots[i]] = sums[i];
   }
 
   void update_by_newest() {
@@ -440,7 +474,10 @@ class Builder {
 
   std::vector<std::pair<int64_t, int64_t>> table_;  // row, slot
   int shift_ = 0;
-  std::vector<int64_t> row_of_slot_, slot_of_draw_, alive_;
+  std::vector<int64_t> row_of_slot_, slot_of_draw_;
+  std::vector<int64_t> upto_;                        // full blocks of picks in score_
+  std::vector<std::vector<int64_t>> behind_;         // slots to be brought up to date, by upto_
+  std::vector<std::pair<int64_t, int64_t>> groups_;  // upto_, first slot of behind_[upto_]
 
   std::vector<double> bound_, lowest_;  // stale costs, and the lowest of each chunk
   std::vector<int64_t> looked_, waiting_;

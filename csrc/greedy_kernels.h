@@ -15,9 +15,9 @@ enum class RowType { kDouble, kFloat, kBFloat16, kHalf };
 
 template <typename T>
 struct GreedyKernels {
-  // sums[i] += sum over the columns c of (rows[i] . columns[:, c])^2, for kGreedyRows rows; columns is (d,
+  // sums[i] += sum over the columns c of (rows[i] . columns[:, c])^2, for kGreedyRows rows; columns is (blocks, d,
   // kGreedyBlock).
-  void (*block)(const T* const* rows, const T* columns, int64_t d, double* sums);
+  void (*block)(const T* const* rows, const T* columns, int64_t blocks, int64_t d, double* sums);
   // scores[i] += (rows[i] . v)^2 for n contiguous rows of d.
   void (*single)(const T* rows, int64_t n, const T* v, int64_t d, double* scores);
   // a . b with float64 products and sums.

@@ -37,6 +37,11 @@ struct Source {
 
   const void* row(int64_t i) const { return data + i * stride * element; }
   bool allows(int64_t i) const { return valid == nullptr || valid[i]; }
+  // Rows of a large pool lie where no hardware looks ahead.
+  void prefetch(int64_t i) const {
+    const char* const from = static_cast<const char*>(row(i));
+    for (int64_t at = 0; at < d * element; at += 64) __builtin_prefetch(from + at);
+  }
 };
 
 // Rows read into the accumulation type, with what the method needs to know of each.
@@ -73,7 +78,7 @@ struct Picked {
   double trace = 0, frobenius = 0, gain = 0;
   std::vector<T> rows;        // (k, d) picks
   std::vector<T> directions;  // (k, d) w of the log-determinant
-  std::vector<T> columns;     // (d, kGreedyBlock) the w of the block that is being filled
+  std::vector<T> columns;     // (blocks, d, kGreedyBlock) all w, zero beyond the last
   std::vector<double> ranks, objectives;
   int64_t* indices;
 
@@ -81,7 +86,7 @@ struct Picked {
       : options(options_),
         d(d_),
         rows(options_.k * d_),
-        columns(d_ * kGreedyBlock),
+        columns((options_.k + kGreedyBlock - 1) / kGreedyBlock * kGreedyBlock * d_),
         ranks(options_.k),
         objectives(options_.k),
         indices(indices_) {
@@ -89,6 +94,8 @@ struct Picked {
   }
 
   int64_t in_block() const { return steps % kGreedyBlock; }
+  int64_t full_blocks() const { return steps / kGreedyBlock; }
+  const T* block(int64_t i) const { return columns.data() + i * d * kGreedyBlock; }
   const T* newest() const { return rows.data() + (steps - 1) * d; }
   const T* newest_direction() const { return directions.data() + (steps - 1) * d; }
 
@@ -107,8 +114,7 @@ struct Picked {
     frobenius += 2 * score + square * square;
     trace += square;
     std::copy(x, x + d, rows.begin() + steps * d);
-    if (in_block() == 0) std::fill(columns.begin(), columns.end(), T(0));
-    T* column = columns.data() + in_block();
+    T* column = columns.data() + full_blocks() * d * kGreedyBlock + in_block();
     if (options.logdet) {
       add_direction(x, column);
     } else {

@@ -100,13 +100,17 @@ struct Kernels {
   /// column_log is given), 0 where the pair is no negative.
   void (*softmax)(const LogitBlock<T>& block, const T* row_weight, const T* row_log, const T* column_weight,
                   const T* column_log);
+  /// In place: similarity -> exp(logit - peak[r]), 0 where the pair is no negative, with peak and sum brought up to
+  /// date as by logsumexp; rescale[r] is what sums of earlier weights are to be multiplied by.
+  void (*flash_weights)(const LogitBlock<T>& block, T* peak, double* sum, T* rescale);
 };
 
 struct EigenKernels {
   int64_t lanes;  // matrices whose eigenvalues are found together
 
-  /// Householder: symmetric a (d, d) with rows of `stride` (a multiple of 8, zero beyond d), destroyed, to the diagonal
-  /// and off-diagonal[i] = entry (i, i + 1) of a similar tridiagonal matrix. `work` holds 4 * stride values.
+  /// Householder: symmetric a (d, d) given by its upper triangle, with rows of `stride` (a multiple of 8, zero beyond
+  /// d), destroyed, to the diagonal and off-diagonal[i] = entry (i, i + 1) of a similar tridiagonal matrix. `work` holds
+  /// 4 * stride values.
   void (*tridiagonalize)(double* a, int64_t stride, int64_t d, double* diagonal, double* off_diagonal, double* work);
   /// Eigenvalues of `lanes` tridiagonal matrices, interleaved: diagonal[i * lanes + lane], and off_diagonal likewise,
   /// which is destroyed; the eigenvalues replace the diagonal, in no order. False when an iteration did not converge.

@@ -83,6 +83,9 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
       "nt_xent_backward(Tensor grad, Tensor z0, Tensor z1, Tensor loss, Tensor lse, float temperature,"
       " str precision) -> (Tensor, Tensor)");
   m.def(
+      "info_nce_grad_norms(Tensor query, Tensor key, Tensor? queue, float temperature, str loss, str precision)"
+      " -> Tensor");
+  m.def(
       "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, int k, bool all_rows,"
       " str objective, float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)");
 }

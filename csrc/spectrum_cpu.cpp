@@ -49,16 +49,9 @@ class Tridiagonals {
     scale_[static_cast<size_t>(index)] = trace * factor;
     const double inverse = 1 / trace;
     double* const full = scratch.full.data();
-    constexpr int64_t tile = 8;
-    for (int64_t i0 = 0; i0 < size_; i0 += tile) {
-      const int64_t i1 = std::min(i0 + tile, size_);
-      for (int64_t i = i0; i < i1; ++i) {
-        for (int64_t j = i; j < size_; ++j) full[i * row + j] = upper[i * stride + j] * inverse;
-        for (int64_t j = size_; j < row; ++j) full[i * row + j] = 0;
-      }
-      for (int64_t j = i0; j < size_; ++j) {
-        for (int64_t i = i0; i < std::min(i1, j); ++i) full[j * row + i] = full[i * row + j];
-      }
+    for (int64_t i = 0; i < size_; ++i) {
+      for (int64_t j = i; j < size_; ++j) full[i * row + j] = upper[i * stride + j] * inverse;
+      for (int64_t j = size_; j < row; ++j) full[i * row + j] = 0;
     }
     eigen_kernels().tridiagonalize(full, row, size_, scratch.diagonal.data(), scratch.off_diagonal.data(),
                                    scratch.work.data());

@@ -40,8 +40,38 @@ def check_generator(generator: torch.Generator | None) -> torch.Generator | None
     return generator
 
 
-def check_valid(valid: Tensor | None, shape: torch.Size, needed: int, device: torch.device) -> Tensor | None:
-    """A bool mask of the pool's rows with at least `needed` rows left in."""
+# times a word of eight bools: byte i of the product counts those of bytes 0 to i (on little-endian machines, as all are
+# that torch has a wheel for)
+_BYTE_SUMS = 0x0101010101010101
+
+
+class ValidRows:
+    """The rows that a mask (b, N) leaves, counted once, a word of eight rows at a time: pools have millions of rows."""
+
+    def __init__(self, mask: Tensor) -> None:
+        b, n = mask.shape
+        padded = mask.new_zeros(b, -(-n // 8) * 8)
+        padded[:, :n] = mask
+        self._running = padded.view(torch.int64) * _BYTE_SUMS
+        self._ends = (self._running >> 56).cumsum(-1)
+
+    @property
+    def count(self) -> Tensor:
+        """(b, 1) int64."""
+        return self._ends[:, -1:]
+
+    def row(self, rank: Tensor) -> Tensor:
+        """The rank-th row left, rank (b, m) int64 from 0."""
+        # the first word at whose end the count exceeds the rank
+        word = torch.searchsorted(self._ends, rank, right=True)
+        running = self._running.gather(1, word)
+        within = rank - (self._ends.gather(1, word) - (running >> 56))
+        before = running.unsqueeze(-1).view(torch.uint8) <= within.unsqueeze(-1)
+        return word * 8 + before.sum(-1)
+
+
+def check_valid(valid: Tensor | None, shape: torch.Size, needed: int, device: torch.device) -> ValidRows | None:
+    """The rows left by a bool mask of the pool's, of which there must be `needed`."""
     if valid is None:
         return None
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != shape:
@@ -49,24 +79,25 @@ def check_valid(valid: Tensor | None, shape: torch.Size, needed: int, device: to
         raise ValueError(f"valid must be a bool tensor of shape {tuple(shape)}, got {got}")
     if valid.device != device:
         raise ValueError(f"valid is on {valid.device}, but pool is on {device}")
+    rows = ValidRows(valid.reshape(-1, shape[-1]))
     if device.type == "cpu" and not torch.compiler.is_compiling():
-        least = int(valid.sum(-1).min())
+        least = int(rows.count.min())
         if least < needed:
             raise ValueError(f"valid leaves {least} rows, but {needed} are to be picked")
-    return valid
+    return rows
 
 
-def draw_rows(pool: Tensor, valid: Tensor | None, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+def draw_rows(
+    pool: Tensor, valid: ValidRows | None, shape: tuple[int, ...], generator: torch.Generator | None
+) -> Tensor:
     """Random rows (b, *shape) of a pool (b, N, d), with replacement, uniform over the valid rows."""
     b, n = pool.shape[:2]
     device = pool.device if generator is None else generator.device
     if valid is None:
         return torch.randint(n, (b, *shape), generator=generator, device=device).to(pool.device)
     uniform = torch.rand((b, *shape), generator=generator, device=device, dtype=torch.float64).to(pool.device)
-    ranks = valid.cumsum(-1)
-    # the r-th valid row is the first at which the running count exceeds r
-    wanted = (uniform.reshape(b, -1) * ranks[:, -1:]).long().clamp_max(ranks[:, -1:] - 1)
-    return torch.searchsorted(ranks, wanted, right=True).reshape(b, *shape)
+    rank = (uniform.reshape(b, -1) * valid.count).long().clamp_max(valid.count - 1)
+    return valid.row(rank).reshape(b, *shape)
 
 
 def sample_without_replacement(

@@ -9,7 +9,14 @@ from spectral_kernels import checks
 from spectral_kernels.backends import choose
 from spectral_kernels.library import define, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
-from spectral_kernels.ops._selection import Selection, check_generator, check_valid, check_window, draw_rows
+from spectral_kernels.ops._selection import (
+    Selection,
+    ValidRows,
+    check_generator,
+    check_valid,
+    check_window,
+    draw_rows,
+)
 
 __all__ = ["OBJECTIVES", "Selection", "greedy_select"]
 
@@ -39,11 +46,13 @@ define(
 )
 
 
-def _start_rows(start: int | None, pool: Tensor, valid: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def _start_rows(
+    start: int | None, pool: Tensor, mask: Tensor | None, left: ValidRows | None, generator: torch.Generator | None
+) -> Tensor:
     if start is None:
-        return draw_rows(pool, valid, (_SPARE_DRAWS,), generator)
+        return draw_rows(pool, left, (_SPARE_DRAWS,), generator)
     checks.integer(start, "start", 0, pool.shape[1] - 1)
-    if valid is not None and pool.device.type == "cpu" and not bool(valid[:, start].all()):
+    if mask is not None and pool.device.type == "cpu" and not bool(mask[:, start].all()):
         raise ValueError(f"start = {start} is masked out by valid")
     return torch.full((pool.shape[0], 1), start, dtype=torch.int64, device=pool.device)
 
@@ -100,13 +109,13 @@ def greedy_select(
     checks.one_of(objective, "objective", OBJECTIVES)
     edges = check_window(window)
     check_generator(generator)
-    check_valid(valid, pool.shape[:-1], k, pool.device)
+    left = check_valid(valid, pool.shape[:-1], k, pool.device)
     flat = flatten(pool)
     mask = None if valid is None else valid.reshape(-1, rows)
-    first = _start_rows(start, flat, mask, generator)
+    first = _start_rows(start, flat, mask, left, generator)
     draws = None
     if candidates is not None or edges is not None:
-        draws = draw_rows(flat, mask, (k, _SPARE_DRAWS if candidates is None else candidates), generator)
+        draws = draw_rows(flat, left, (k, _SPARE_DRAWS if candidates is None else candidates), generator)
     name = choose("greedy_select", pool.device, backend)
     chosen = op("greedy_select")(
         flat.detach(), first, draws, mask, k, candidates is None, objective, edges, normalize, name
