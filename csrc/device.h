@@ -10,6 +10,7 @@
 #include <cooperative_groups.h>
 
 #define SPECTRAL_KERNELS_DEVICE __device__ __forceinline__
+#define SPECTRAL_KERNELS_HOST_DEVICE __host__ __device__
 #define SPECTRAL_KERNELS_UNROLL _Pragma("unroll")
 
 namespace spectral_kernels::device {
@@ -49,6 +50,7 @@ SPECTRAL_KERNELS_DEVICE T* at_rank(T* shared, int rank) {
 #include "emulation.h"
 
 #define SPECTRAL_KERNELS_DEVICE inline
+#define SPECTRAL_KERNELS_HOST_DEVICE
 #define SPECTRAL_KERNELS_UNROLL
 
 #endif

@@ -4,7 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+#include <utility>
+
 #include "device.h"
+#include "greedy_cuda.h"
 #include "spectrum_cuda.h"
 
 namespace py = pybind11;
@@ -40,6 +44,46 @@ py::array_t<T> spectrum(py::array_t<T, py::array::c_style> matrices, bool larges
   return values;
 }
 
+using Indices = py::array_t<int64_t, py::array::c_style>;
+
+template <class T>
+py::tuple greedy_select(py::array_t<T, py::array::c_style> pool, Indices start, std::optional<Indices> draws,
+                        std::optional<py::array_t<bool, py::array::c_style>> valid, int k, bool all_rows, bool logdet,
+                        std::optional<std::pair<double, double>> window, bool normalize, bool descending) {
+  const int batches = static_cast<int>(pool.shape(0)), n = static_cast<int>(pool.shape(1)),
+            d = static_cast<int>(pool.shape(2));
+  Indices indices({batches, k});
+  py::array_t<T> ranks({batches, k}), objectives({batches, k});
+  const GreedyArguments<T> arguments{pool.data(),
+                                     start.data(),
+                                     draws ? draws->data() : nullptr,
+                                     valid ? valid->data() : nullptr,
+                                     indices.mutable_data(),
+                                     ranks.mutable_data(),
+                                     objectives.mutable_data(),
+                                     n,
+                                     d,
+                                     k,
+                                     static_cast<int>(start.shape(1)),
+                                     draws ? static_cast<int>(draws->shape(2)) : 0,
+                                     all_rows,
+                                     logdet,
+                                     window.has_value(),
+                                     normalize,
+                                     window ? window->first : 0,
+                                     window ? window->second : 0};
+  const size_t bytes = GreedyLayout::make<T>(n, d, logdet).bytes;
+  if (bytes > kGreedySharedLimit) throw std::runtime_error("the pool does not fit");
+  Machine::launch(batches * kGreedyCluster, kGreedyCluster, kGreedyThreads, bytes, order_of(descending),
+                  [&](unsigned char* shared) { GreedyCluster<T>(arguments, shared).run(); });
+  return py::make_tuple(indices, ranks, objectives);
+}
+
+/// Shared memory that a CTA of the cluster takes.
+size_t greedy_bytes(int n, int d, bool logdet, bool wide) {
+  return (wide ? GreedyLayout::make<double>(n, d, logdet) : GreedyLayout::make<float>(n, d, logdet)).bytes;
+}
+
 /// Each thread's right neighbour, by way of shared memory.
 std::vector<int> neighbours(bool with_barrier, bool descending) {
   constexpr int threads = 64;
@@ -71,4 +115,12 @@ PYBIND11_MODULE(emulation, m) {
   m.def("spectrum", &spectrum<double>, py::arg("matrices").noconvert(), py::arg("largest"), py::arg("descending"));
   m.def("neighbours", &neighbours, py::arg("barrier"), py::arg("descending"));
   m.def("divergent", &divergent);
+  m.def("greedy_select", &greedy_select<float>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
+        py::arg("valid"), py::arg("k"), py::arg("all_rows"), py::arg("logdet"), py::arg("window"), py::arg("normalize"),
+        py::arg("descending"));
+  m.def("greedy_select", &greedy_select<double>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
+        py::arg("valid"), py::arg("k"), py::arg("all_rows"), py::arg("logdet"), py::arg("window"), py::arg("normalize"),
+        py::arg("descending"));
+  m.def("greedy_bytes", &greedy_bytes, py::arg("n"), py::arg("d"), py::arg("logdet"), py::arg("wide"));
+  m.attr("greedy_shared_limit") = kGreedySharedLimit;
 }
