@@ -34,7 +34,9 @@ SPECTRAL_KERNELS_DEVICE T shuffle_xor(T value, int mask) {
 SPECTRAL_KERNELS_DEVICE unsigned ballot(bool vote) { return __ballot_sync(kAllLanes, vote); }
 SPECTRAL_KERNELS_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 
-// CTAs of a cluster, and the address of one's shared memory in another of them
+// CTAs of a cluster, and the address of one's shared memory in another of them; kernels for older machines, which have
+// no clusters, are empty
+#if __CUDA_ARCH__ >= 900
 SPECTRAL_KERNELS_DEVICE int cluster_rank() { return static_cast<int>(cooperative_groups::this_cluster().block_rank()); }
 SPECTRAL_KERNELS_DEVICE void cluster_barrier() { cooperative_groups::this_cluster().sync(); }
 
@@ -42,6 +44,13 @@ template <class T>
 SPECTRAL_KERNELS_DEVICE T* at_rank(T* shared, int rank) {
   return cooperative_groups::this_cluster().map_shared_rank(shared, static_cast<unsigned>(rank));
 }
+#else
+__device__ int cluster_rank();
+__device__ void cluster_barrier();
+
+template <class T>
+__device__ T* at_rank(T* shared, int rank);
+#endif
 
 }  // namespace spectral_kernels::device
 
