@@ -1,0 +1,126 @@
+// The bodies of the CUDA kernels, run on the host by the emulation: a module of the tests, no part of the package.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <utility>
+
+#include "device.h"
+#include "greedy_cuda.h"
+#include "spectrum_cuda.h"
+
+namespace py = pybind11;
+
+namespace spectral_kernels::device {
+namespace {
+
+Order order_of(bool descending) { return descending ? Order::kDescending : Order::kAscending; }
+
+template <class Shape, class T>
+void run_small(const T* matrices, T* values, int batches, int d, bool largest, bool descending) {
+  Machine::launch(batches, 1, Shape::kThreads, sizeof(typename Shape::Shared), order_of(descending),
+                  [&](unsigned char* shared) { Shape::run(matrices, values, d, largest, shared); });
+}
+
+template <class T>
+py::array_t<T> spectrum(py::array_t<T, py::array::c_style> matrices, bool largest, bool descending) {
+  using Shapes = SpectrumShapes<T>;
+  const int batches = static_cast<int>(matrices.shape(0)), d = static_cast<int>(matrices.shape(1));
+  py::array_t<T> values({batches, largest ? 1 : d});
+  if (d <= 32) {
+    run_small<typename Shapes::Size32>(matrices.data(), values.mutable_data(), batches, d, largest, descending);
+  } else if (d <= 64) {
+    run_small<typename Shapes::Size64>(matrices.data(), values.mutable_data(), batches, d, largest, descending);
+  } else if (d <= 128) {
+    run_small<typename Shapes::Size128>(matrices.data(), values.mutable_data(), batches, d, largest, descending);
+  } else {
+    std::vector<T> work(matrices.data(), matrices.data() + matrices.size());
+    Machine::launch(
+        batches, 1, Shapes::Large::kThreads, Shapes::Large::shared_bytes(d), order_of(descending),
+        [&](unsigned char* shared) { Shapes::Large::run(work.data(), values.mutable_data(), d, largest, shared); });
+  }
+  return values;
+}
+
+using Indices = py::array_t<int64_t, py::array::c_style>;
+
+template <class T>
+py::tuple greedy_select(py::array_t<T, py::array::c_style> pool, Indices start, std::optional<Indices> draws,
+                        std::optional<py::array_t<bool, py::array::c_style>> valid, int k, bool all_rows, bool logdet,
+                        std::optional<std::pair<double, double>> window, bool normalize, bool descending) {
+  const int batches = static_cast<int>(pool.shape(0)), n = static_cast<int>(pool.shape(1)),
+            d = static_cast<int>(pool.shape(2));
+  Indices indices({batches, k});
+  py::array_t<T> ranks({batches, k}), objectives({batches, k});
+  const GreedyArguments<T> arguments{pool.data(),
+                                     start.data(),
+                                     draws ? draws->data() : nullptr,
+                                     valid ? valid->data() : nullptr,
+                                     indices.mutable_data(),
+                                     ranks.mutable_data(),
+                                     objectives.mutable_data(),
+                                     n,
+                                     d,
+                                     k,
+                                     static_cast<int>(start.shape(1)),
+                                     draws ? static_cast<int>(draws->shape(2)) : 0,
+                                     all_rows,
+                                     logdet,
+                                     window.has_value(),
+                                     normalize,
+                                     window ? window->first : 0,
+                                     window ? window->second : 0};
+  const size_t bytes = GreedyLayout::make<T>(n, d, logdet).bytes;
+  if (bytes > kGreedySharedLimit) throw std::runtime_error("the pool does not fit");
+  Machine::launch(batches * kGreedyCluster, kGreedyCluster, kGreedyThreads, bytes, order_of(descending),
+                  [&](unsigned char* shared) { GreedyCluster<T>(arguments, shared).run(); });
+  return py::make_tuple(indices, ranks, objectives);
+}
+
+/// Shared memory that a CTA of the cluster takes.
+size_t greedy_bytes(int n, int d, bool logdet, bool wide) {
+  return (wide ? GreedyLayout::make<double>(n, d, logdet) : GreedyLayout::make<float>(n, d, logdet)).bytes;
+}
+
+/// Each thread's right neighbour, by way of shared memory.
+std::vector<int> neighbours(bool with_barrier, bool descending) {
+  constexpr int threads = 64;
+  std::vector<int> found(threads);
+  Machine::launch(1, 1, threads, threads * sizeof(int), order_of(descending), [&](unsigned char* memory) {
+    int* const shared = reinterpret_cast<int*>(memory);
+    const int thread = thread_index();
+    shared[thread] = thread;
+    if (with_barrier) barrier();
+    found[static_cast<size_t>(thread)] = shared[(thread + 1) % threads];
+  });
+  return found;
+}
+
+/// A CTA whose threads part ways.
+void divergent(const std::string& where) {
+  Machine::launch(1, 1, 64, 0, Order::kAscending, [&](unsigned char*) {
+    if (where == "barrier" && thread_index() < 40) barrier();
+    if (where == "shuffle") thread_index() % 2 == 0 ? shuffle(1, 0) : shuffle_xor(1, 1);
+  });
+}
+
+}  // namespace
+}  // namespace spectral_kernels::device
+
+PYBIND11_MODULE(emulation, m) {
+  using namespace spectral_kernels::device;
+  m.def("spectrum", &spectrum<float>, py::arg("matrices").noconvert(), py::arg("largest"), py::arg("descending"));
+  m.def("spectrum", &spectrum<double>, py::arg("matrices").noconvert(), py::arg("largest"), py::arg("descending"));
+  m.def("neighbours", &neighbours, py::arg("barrier"), py::arg("descending"));
+  m.def("divergent", &divergent);
+  m.def("greedy_select", &greedy_select<float>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
+        py::arg("valid"), py::arg("k"), py::arg("all_rows"), py::arg("logdet"), py::arg("window"), py::arg("normalize"),
+        py::arg("descending"));
+  m.def("greedy_select", &greedy_select<double>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
+        py::arg("valid"), py::arg("k"), py::arg("all_rows"), py::arg("logdet"), py::arg("window"), py::arg("normalize"),
+        py::arg("descending"));
+  m.def("greedy_bytes", &greedy_bytes, py::arg("n"), py::arg("d"), py::arg("logdet"), py::arg("wide"));
+  m.attr("greedy_shared_limit") = kGreedySharedLimit;
+}

@@ -1,0 +1,238 @@
+"""The CUDA kernels' own code, run thread by thread on the host, against float64."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from emulation_helpers import load_emulation
+
+from spectral_kernels.ops.greedy import reference as greedy
+
+Array = np.ndarray[Any, Any]
+# relative to the largest eigenvalue
+TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
+
+
+@pytest.fixture(scope="module")
+def emulation() -> ModuleType:
+    return load_emulation()
+
+
+def second_moment(rows: Array) -> Array:
+    return rows.T @ rows / len(rows)
+
+
+def matrix(kind: str, d: int) -> Array:
+    """A positive semidefinite matrix, in float64."""
+    rng = np.random.default_rng(d)
+    if kind == "zero":
+        return np.zeros((d, d))
+    if kind == "identity":
+        return np.eye(d)
+    if kind == "diagonal":
+        return np.diag(rng.random(d))
+    if kind == "rank one":
+        return second_moment(np.ones((1, d)))
+    if kind == "deficient":
+        return second_moment(rng.standard_normal((max(1, d // 3), d)))
+    if kind == "clusters":
+        basis, _ = np.linalg.qr(rng.standard_normal((d, d)))
+        found: Array = basis * np.repeat((1.0, 0.5, 1e-3), -(-d // 3))[:d] @ basis.T
+        return (found + found.T) / 2
+    if kind == "graded":
+        return second_moment(rng.standard_normal((2 * d, d)) * np.geomspace(1, 1e-6, d))
+    if kind == "tiny entries":
+        return second_moment(rng.standard_normal((2 * d, d)) * np.geomspace(1, 1e-30, d))
+    if kind == "blocks":
+        block = second_moment(rng.standard_normal((9, 3)))
+        return np.kron(np.eye(-(-d // 3)), block)[:d, :d]
+    rows = rng.standard_normal((2 * d + 1, d))
+    return second_moment(rows / np.linalg.norm(rows, axis=1, keepdims=True)) * float(kind or 1)
+
+
+def effective_rank(values: Array) -> float:
+    p = values.astype(np.float64) / values.astype(np.float64).sum()
+    return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
+
+
+def eigenvalues(matrices: Array) -> Array:
+    return np.linalg.eigvalsh(matrices.astype(np.float64))[..., ::-1].clip(0)
+
+
+def check(emulation: ModuleType, matrices: Array) -> None:
+    """All values and the largest alone, in two orders of the threads."""
+    exact = eigenvalues(matrices)
+    values = emulation.spectrum(matrices, largest=False, descending=False)
+    assert values.shape == exact.shape
+    assert values.dtype == matrices.dtype
+    bound = TOLERANCE[str(matrices.dtype)] * exact[:, :1]
+    assert (np.abs(values - exact) <= bound).all(), np.abs(values - exact).max()
+    assert (values >= 0).all()
+    assert (np.diff(values, axis=1) <= bound).all()
+    largest = emulation.spectrum(matrices, largest=True, descending=False)
+    assert (np.abs(largest - exact[:, :1]) <= bound).all()
+    # a missing barrier shows
+    assert np.array_equal(values, emulation.spectrum(matrices, largest=False, descending=True))
+    assert np.array_equal(largest, emulation.spectrum(matrices, largest=True, descending=True))
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+@pytest.mark.parametrize("d", (1, 2, 5, 31, 32, 33, 64, 123, 128, 129, 200))
+def test_spectrum_against_float64(emulation: ModuleType, d: int, dtype: str) -> None:
+    matrices = matrix("", d)[None].astype(dtype)
+    check(emulation, matrices)
+    values = emulation.spectrum(matrices, largest=False, descending=False)
+    rank = effective_rank(eigenvalues(matrices)[0])
+    assert effective_rank(values[0]) == pytest.approx(rank, rel=1e-6 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+@pytest.mark.parametrize("d", (1, 7, 40))
+@pytest.mark.parametrize(
+    "kind",
+    (
+        "zero", "identity", "diagonal", "rank one", "deficient", "clusters", "graded", "tiny entries", "blocks",
+        "1e4", "1e-4", "1e-30", "1e30",
+    ),
+)  # fmt: skip
+def test_spectrum_of_difficult_matrices(emulation: ModuleType, kind: str, d: int, dtype: str) -> None:
+    check(emulation, matrix(kind, d)[None].astype(dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+@pytest.mark.parametrize("d", (100, 128, 150, 600))
+@pytest.mark.parametrize("kind", ("zero", "rank one", "deficient", "clusters", "graded", "tiny entries", "blocks"))
+def test_spectrum_of_difficult_large_matrices(emulation: ModuleType, kind: str, d: int, dtype: str) -> None:
+    if d == 600 and kind not in ("clusters", "graded"):
+        pytest.skip("two kinds stand for the size")
+    check(emulation, matrix(kind, d)[None].astype(dtype))
+
+
+@pytest.mark.parametrize("d", (6, 130))
+def test_spectrum_of_a_batch(emulation: ModuleType, d: int) -> None:
+    check(emulation, np.stack([matrix(kind, d) for kind in ("", "zero")]).astype("float32"))
+
+
+@pytest.mark.parametrize("largest", (False, True))
+@pytest.mark.parametrize("d", (6, 130))
+@pytest.mark.parametrize("bad", (np.nan, np.inf))
+def test_spectrum_of_a_bad_matrix_is_nan(emulation: ModuleType, bad: float, d: int, largest: bool) -> None:
+    matrices = np.stack([matrix("", d)] * 2)
+    matrices[1, d // 2, d - 1] = bad
+    values = emulation.spectrum(matrices, largest=largest, descending=False)
+    assert np.isfinite(values[0]).all()
+    assert np.isnan(values[1]).all()
+
+
+def test_emulation_sees_a_missing_barrier(emulation: ModuleType) -> None:
+    """The machine itself: without a barrier the order of threads shows, one that not all reach is an error."""
+    assert emulation.neighbours(barrier=True, descending=False) == emulation.neighbours(barrier=True, descending=True)
+    assert emulation.neighbours(barrier=False, descending=False) != emulation.neighbours(barrier=False, descending=True)
+    with pytest.raises(RuntimeError, match="barrier that not every thread reaches"):
+        emulation.divergent("barrier")
+    with pytest.raises(RuntimeError, match="lanes of a warp meet in different operations"):
+        emulation.divergent("shuffle")
+
+
+# --- greedy selection, a cluster of 16 CTAs ---------------------------------------------------------------------------
+
+
+def pick(
+    emulation: ModuleType, pool: torch.Tensor, start: torch.Tensor, draws: torch.Tensor | None,
+    valid: torch.Tensor | None, k: int, all_rows: bool, objective: str, window: list[float] | None, normalize: bool,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """As the reference; in two orders of the threads, which must not show."""
+
+    def call(descending: bool) -> tuple[torch.Tensor, ...]:
+        found = emulation.greedy_select(
+            pool.numpy(), start.numpy(), None if draws is None else draws.numpy(),
+            None if valid is None else valid.numpy(), k, all_rows, objective == "logdet",
+            None if window is None else tuple(window), normalize, descending,
+        )  # fmt: skip
+        return tuple(torch.from_numpy(part) for part in found)
+
+    ascending = call(False)
+    for part, again in zip(ascending, call(True), strict=True):
+        assert torch.equal(part, again)
+    return ascending
+
+
+def check_picks(emulation: ModuleType, *arguments: Any) -> None:
+    indices, ranks, objectives = pick(emulation, *arguments)
+    expected, expected_ranks, expected_objectives = greedy.greedy_select(*arguments)
+    if arguments[6] == "logdet":
+        # near-ties are decided by rounding: the objective reached is compared
+        tolerance = 1e-4
+        assert all(len(set(batch)) == len(batch) for batch in indices.tolist())
+    else:
+        tolerance = 1e-12 if ranks.dtype == torch.float64 else 1e-6
+        assert indices.tolist() == expected.tolist()
+    torch.testing.assert_close(ranks, expected_ranks, rtol=tolerance if arguments[6] != "logdet" else 0.05, atol=0)
+    torch.testing.assert_close(objectives, expected_objectives, rtol=tolerance, atol=0)
+
+
+def selection(
+    shape: tuple[int, int, int], dtype: torch.dtype, k: int, all_rows: bool, window: list[float] | None, masked: bool
+) -> tuple[Any, ...]:
+    """pool, start, draws, valid, k, all_rows of the op."""
+    b, n, _ = shape
+    pool = torch.randn(shape, dtype=torch.float64).to(dtype)
+    start = torch.randint(n, (b, 3))
+    draws = None if all_rows and window is None else torch.randint(n, (b, k, 4))
+    valid = None
+    if masked:
+        valid = torch.rand(b, n) < 0.8
+        valid[:, :k] = True
+    return pool, start, draws, valid, k, all_rows
+
+
+@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
+@pytest.mark.parametrize("all_rows", (True, False))
+@pytest.mark.parametrize(
+    "window, normalize, shape, dtype",
+    (
+        (None, True, (1, 123, 5), torch.float32),
+        (None, False, (2, 40, 33), torch.float64),
+        ([2.0, 3.0], True, (1, 100, 6), torch.float32),
+    ),
+)
+def test_greedy_picks_what_the_reference_picks(
+    emulation: ModuleType, objective: str, all_rows: bool, window: list[float] | None, normalize: bool,
+    shape: tuple[int, int, int], dtype: torch.dtype,
+) -> None:  # fmt: skip
+    arguments = selection(shape, dtype, 6, all_rows, window, masked=True)
+    check_picks(emulation, *arguments, objective, window, normalize)
+
+
+@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
+@pytest.mark.parametrize("n", (1, 5, 17))
+def test_greedy_takes_all_of_a_small_pool(emulation: ModuleType, n: int, objective: str) -> None:
+    """Fewer rows than CTAs, and of more than one row with zero rows at the end."""
+    arguments = list(selection((1, n, 3), torch.float32, n, True, None, masked=False))
+    arguments[0][:, n // 2 + 1 :] = 0
+    arguments[0][:, -1] = 0 if n > 1 else 1
+    check_picks(emulation, *arguments, objective, None, True)
+
+
+def test_greedy_gives_ties_to_the_lowest_row(emulation: ModuleType) -> None:
+    rows = torch.randn(7, 4)
+    pool = torch.cat([rows, 3 * rows, rows, 0.1 * rows])[None]
+    check_picks(emulation, pool, torch.tensor([[20]]), None, None, 12, True, "effective_rank", None, True)
+
+
+def test_greedy_with_exhausted_draws(emulation: ModuleType) -> None:
+    arguments = list(selection((1, 50, 8), torch.float32, 6, False, None, masked=False))
+    arguments[2] = arguments[1][:, :1, None].expand(1, 6, 4).contiguous()
+    check_picks(emulation, *arguments, "effective_rank", None, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
+@pytest.mark.parametrize("scale", (1e-4, 1.0, 1e4))
+@pytest.mark.parametrize("normalize", (True, False))
+def test_greedy_on_larger_pools(emulation: ModuleType, normalize: bool, scale: float, objective: str) -> None:
+    pool, *rest = selection((1, 1500, 128), torch.float32, 20, True, None, masked=True)
+    check_picks(emulation, scale * pool, *rest, objective, None, normalize)
