@@ -55,6 +55,7 @@ selection.strategy is one of
   greedy-64            built row by row, each the best of 64 random candidates; any number does
   greedy-all           the same, among all rows
   greedy-64+window     as before, but steered into selection.window=[low, high]; pool-… too
+  ...+whiten           any of them, the batch whitened before the loss
 """
 COMPARE_HELP = """\
 Train SimCLR with several selection strategies and seeds on one budget, and report

@@ -122,16 +122,21 @@ def test_bad_overrides() -> None:
         ("pool-high+window", "pool", "high", None, True),
         ("greedy-16", "greedy", None, 16, False),
         ("greedy-all+window", "greedy", None, None, True),
+        ("random+whiten", "random", None, None, False),
+        ("greedy-16+window+whiten", "greedy", None, 16, True),
     ],
 )
 def test_strategies(name: str, kind: str, policy: object, candidates: int | None, window: bool) -> None:
     strategy = parse_strategy(name)
     assert (strategy.name, strategy.kind, strategy.candidates, strategy.window) == (name, kind, candidates, window)
     assert policy is None or strategy.policy == policy
+    assert strategy.whiten == name.endswith("+whiten")
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Random", "random+window", "pool", "pool-best", "pool-1.5", "greedy-0", "greedy-x", "greedy-8+wind"]
+    "name",
+    ["", "Random", "random+window", "pool", "pool-best", "pool-1.5", "greedy-0", "greedy-x", "greedy-8+wind"]
+    + ["greedy-8+", "greedy-8+whiten+window", "greedy-8+whiten+whiten", "random+window+whiten"],
 )
 def test_bad_strategies(name: str) -> None:
     with pytest.raises(ValueError, match="unknown strategy"):

@@ -26,7 +26,8 @@ class Strategy:
     """A parsed strategy name.
 
     kind: `"random"`, `"pool"` or `"greedy"`. policy: of the pool selector. candidates: of the greedy
-    builder, None for every row. window: whether the selector steers into `selection.window`.
+    builder, None for every row. window: whether the selector steers into `selection.window`. whiten: whether the
+    batch is whitened before the loss.
     """
 
     name: str
@@ -34,30 +35,31 @@ class Strategy:
     policy: str | float = "balanced"
     candidates: int | None = None
     window: bool = False
+    whiten: bool = False
 
 
 def parse_strategy(name: str) -> Strategy:
-    """Read `random`, `pool-low`, `pool-balanced`, `pool-high`, `pool-0.25`, `greedy-64`, `greedy-all`,
-    each but the first optionally followed by `+window`.
+    """Read `random`, `pool-low`, `pool-balanced`, `pool-high`, `pool-0.25`, `greedy-64`, `greedy-all`, the selectors
+    optionally followed by `+window`, and all of them by `+whiten`.
 
     Raises:
         ValueError: any other name.
     """
-    head, plus, option = name.partition("+")
-    windowed = option == "window"
+    head, *options = name.split("+")
     kind, _dash, value = head.partition("-")
-    if name == "random":
-        return Strategy(name, "random")
-    if windowed or not plus:
+    chosen = {option: option in options for option in ("window", "whiten")}
+    if options == [option for option in chosen if chosen[option]]:
+        if head == "random" and not chosen["window"]:
+            return Strategy(name, "random", **chosen)
         if kind == "greedy" and re.fullmatch(r"[1-9]\d*|all", value):
-            return Strategy(name, kind, candidates=None if value == "all" else int(value), window=windowed)
+            return Strategy(name, kind, candidates=None if value == "all" else int(value), **chosen)
         if kind == "pool" and value in POLICIES:
-            return Strategy(name, kind, policy=value, window=windowed)
+            return Strategy(name, kind, policy=value, **chosen)
         if kind == "pool" and re.fullmatch(r"[01]|0?\.\d+|1\.0+", value):
-            return Strategy(name, kind, policy=float(value), window=windowed)
+            return Strategy(name, kind, policy=float(value), **chosen)
     raise ValueError(
         f"unknown strategy {name!r}: random, pool-low, pool-balanced, pool-high, pool-QUANTILE, greedy-M "
-        "(such as greedy-64) or greedy-all, optionally followed by +window"
+        "(such as greedy-64) or greedy-all; the selectors optionally followed by +window, and all by +whiten"
     )
 
 
@@ -163,7 +165,8 @@ class SelectionConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """steps, seconds: the budget, exactly one of them; seconds are training wall-clock, evaluation excluded.
-    temperature: of NT-Xent. whiten: method of in-batch whitening before the loss (`whiten`); None: none.
+    temperature: of NT-Xent. whiten: method of in-batch whitening before the loss (`whiten`); None: only where the
+    strategy says `+whiten`, by Cholesky.
     amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic.
     rank_every: steps between measurements of the batch's effective rank. checkpoint_every: steps between
     writes of last.ckpt. device: `"auto"`, `"cpu"`, `"cuda"`.

@@ -136,10 +136,10 @@ class Run:
         self.evaluator = Evaluator(data, config.evaluate, normalize) if evaluator is None else evaluator
         self.augment = Augment(config.augment, normalize, channels_last=train.channels_last)
         self.generator = torch.Generator(self.device).manual_seed(derive_seed(train.seed, "augment"))
+        self.strategy = config.selection.parsed()
         self.model = self._make_model(data.train_images.shape[1])
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.bank = MemoryBank(len(self.pool), config.model.dim, device=self.device)
-        self.strategy = config.selection.parsed()
         self.sampler = make_sampler(self.strategy, self.bank, config)
         self.step = 0
         self.last: Forward | None = None
@@ -153,7 +153,8 @@ class Run:
     def _make_model(self, channels: int) -> SimCLR:
         with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: leave it as it was
             torch.manual_seed(derive_seed(self.config.train.seed, "model"))
-            model = SimCLR(self.config.model, channels, self.config.train.whiten)
+            whiten = self.config.train.whiten or ("cholesky" if self.strategy.whiten else None)
+            model = SimCLR(self.config.model, channels, whiten)
         if self.config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
