@@ -135,8 +135,11 @@ def test_strategies(name: str, kind: str, policy: object, candidates: int | None
 
 @pytest.mark.parametrize(
     "name",
-    ["", "Random", "random+window", "pool", "pool-best", "pool-1.5", "greedy-0", "greedy-x", "greedy-8+wind"]
-    + ["greedy-8+", "greedy-8+whiten+window", "greedy-8+whiten+whiten", "random+window+whiten"],
+    [
+        "", "Random", "random+window", "pool", "pool-best", "pool-1.5", "greedy-0", "greedy-x", "greedy-8+wind",
+        "greedy-8+", "greedy-8+whiten+window", "greedy-8+whiten+whiten",
+    ],
+)  # fmt: skip
 )
 def test_bad_strategies(name: str) -> None:
     with pytest.raises(ValueError, match="unknown strategy"):
