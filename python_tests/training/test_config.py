@@ -140,7 +140,6 @@ def test_strategies(name: str, kind: str, policy: object, candidates: int | None
         "greedy-8+", "greedy-8+whiten+window", "greedy-8+whiten+whiten",
     ],
 )  # fmt: skip
-)
 def test_bad_strategies(name: str) -> None:
     with pytest.raises(ValueError, match="unknown strategy"):
         parse_strategy(name)
