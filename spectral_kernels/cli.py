@@ -11,6 +11,7 @@ from pathlib import Path
 
 import spectral_kernels
 from spectral_kernels import plots
+from spectral_kernels.commands import band, variance
 from spectral_kernels.training import report
 from spectral_kernels.training.checkpoint import CheckpointError
 from spectral_kernels.training.compare import Comparison, run_record
@@ -112,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_run_arguments(add("train", _train, "train SimCLR with one selection strategy", TRAIN_HELP))
     _add_run_arguments(add("compare", _compare, "compare selection strategies on one budget", COMPARE_HELP))
+    _add_run_arguments(add("band", _band, "bounds of the gradient against measured gradients", band.HELP))
+    text = "variance of the gradient, with and without in-batch whitening"
+    _add_run_arguments(add("variance", _variance, text, variance.HELP))
     text = "Run bench/run.py of the source tree; what follows is handed on to it."
     add("bench", _bench, "time the operations against references", text).set_defaults(handed_on=[])
     add(
@@ -172,12 +176,22 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"Took {time.monotonic() - began:.0f} s. Written: {', '.join(map(str, files))}")
 
 
-def _open(arguments: argparse.Namespace, command: str) -> tuple[Config, Path]:
+def _band(arguments: argparse.Namespace) -> int:
+    config, out = _open(arguments, "band", band.DEFAULTS)
+    return band.run(config, _load(config), out)
+
+
+def _variance(arguments: argparse.Namespace) -> None:
+    config, out = _open(arguments, "variance", variance.DEFAULTS)
+    variance.run(config, _load(config), out)
+
+
+def _open(arguments: argparse.Namespace, command: str, defaults: Sequence[str] = ()) -> tuple[Config, Path]:
     # every run starts with an empty memory bank; the sampler's warning about it is for people who bring
     # their own
     warnings.filterwarnings("ignore", message="the memory bank is cold")
     out = arguments.out or Path("runs") / f"{command}-{Path(arguments.config).stem}"
-    return read_config(arguments.config, arguments.overrides), out
+    return read_config(arguments.config, [*defaults, *arguments.overrides]), out
 
 
 def _load(config: Config) -> ImageData:

@@ -1,6 +1,5 @@
 """What a comparison found: figures with intervals, a table for the terminal, CSV and JSON files."""
 
-import csv
 import itertools
 import json
 import math
@@ -9,14 +8,14 @@ import platform
 import random
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import spectral_kernels
+from spectral_kernels.files import replace_file, write_csv
 from spectral_kernels.training.compare import RunRecord
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.evaluate import METRICS
@@ -284,7 +283,7 @@ def write(folder: Path, records: Sequence[RunRecord], summary: Summary, config: 
     content = {"data": dataset, **asdict(summary), "config": settings, "environment": environment()}
     digest = folder / "summary.json"
     files = [*write_runs(folder, records), digest]
-    _replace(digest, lambda file: json.dump(content, file, indent=2, allow_nan=False))
+    replace_file(digest, lambda file: json.dump(content, file, indent=2, allow_nan=False))
     return files
 
 
@@ -293,8 +292,8 @@ def write_runs(folder: Path, records: Sequence[RunRecord]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     results, steps = folder / "results.csv", folder / "steps.csv"
     runs = [({"strategy": record.strategy, "seed": record.seed}, record) for record in records]
-    _write_csv(results, ({**run, **row} for run, record in runs for row in record.evaluations))
-    _write_csv(
+    write_csv(results, ({**run, **row} for run, record in runs for row in record.evaluations))
+    write_csv(
         steps,
         ({**run, "step": step, **_step_row(row)} for run, record in runs for step, row in enumerate(record.steps)),
     )
@@ -309,24 +308,6 @@ def _step_row(row: dict[str, float]) -> dict[str, object]:
         "chosen": int(row["chosen"]),
         **{f"{part}_ms": round(1e3 * row[part], 4) for part in PARTS},
     }
-
-
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-
-    def fill(file: Any) -> None:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-    _replace(path, fill)
-
-
-def _replace(path: Path, fill: Callable[[Any], None]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        fill(file)
-    os.replace(temporary, path)
 
 
 def environment() -> dict[str, object]:
