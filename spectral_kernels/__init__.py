@@ -3,6 +3,7 @@
 from spectral_kernels.backends import BackendError, use_backend
 from spectral_kernels.checks import set_checks
 from spectral_kernels.modules import InfoNCELoss, NTXentLoss, Whitening
+from spectral_kernels.monitor import SpectrumMonitor, SpectrumWarning
 from spectral_kernels.ops._selection import Selection
 from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank
@@ -34,6 +35,8 @@ __all__ = [
     "PoolBatchSampler",
     "RandomBatchSampler",
     "Selection",
+    "SpectrumMonitor",
+    "SpectrumWarning",
     "Whitening",
     "batch_effective_rank",
     "covariance",

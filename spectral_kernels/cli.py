@@ -12,12 +12,15 @@ from pathlib import Path
 import spectral_kernels
 from spectral_kernels import plots
 from spectral_kernels.commands import band, variance
+from spectral_kernels.monitor import plots as monitor_plots
+from spectral_kernels.monitor.spectrum_monitor import spectrum_path
 from spectral_kernels.training import report
 from spectral_kernels.training.checkpoint import CheckpointError
 from spectral_kernels.training.compare import Comparison, run_record
 from spectral_kernels.training.config import Config, named_configs, read_config
 from spectral_kernels.training.data import ImageData, load
 from spectral_kernels.training.loop import train
+from spectral_kernels.training.monitoring import Monitored
 from spectral_kernels.training.progress import Progress
 from spectral_kernels.training.simclr import Diverged
 
@@ -46,8 +49,8 @@ they mean):
   "compare.strategies=[random, greedy-16]"
 """
 TRAIN_HELP = """\
-Train SimCLR with one selection strategy. Writes last.ckpt, results.csv and steps.csv; the same
-command goes on where it was stopped.
+Train SimCLR with one selection strategy. Writes last.ckpt, results.csv, steps.csv, and what the SpectrumMonitor saw
+(monitor.csv, monitor_spectrum.csv, monitor.png); the same command goes on where it was stopped.
 
 selection.strategy is one of
   random               shuffled epochs
@@ -111,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    _add_run_arguments(add("train", _train, "train SimCLR with one selection strategy", TRAIN_HELP))
+    command = add("train", _train, "train SimCLR with one selection strategy", TRAIN_HELP)
+    command.add_argument("--no-monitor", dest="monitor", action="store_false", help="no diagnostics (monitor.csv)")
+    _add_run_arguments(command)
     _add_run_arguments(add("compare", _compare, "compare selection strategies on one budget", COMPARE_HELP))
     _add_run_arguments(add("band", _band, "bounds of the gradient against measured gradients", band.HELP))
     text = "variance of the gradient, with and without in-batch whitening"
@@ -142,11 +147,23 @@ def _train(arguments: argparse.Namespace) -> None:
     data = _load(config)
     print(f"Training on {data.name} with {config.selection.strategy} batches, writing to {out}", flush=True)
     with Progress(config.train) as progress, _hint(out):
-        run = train(config, data, out, progress)
+        watched = Monitored(out / "monitor.csv", progress) if arguments.monitor else None
+        run = train(config, data, out, watched or progress)
     record = run_record(run.config, run.state_dict())
-    files = report.write_runs(out, [record])
+    files = [run.path, *report.write_runs(out, [record])]
     print(f"\n{report.run_table(record)}\n")
-    print(f"Written: {', '.join(map(str, [run.path, *files]))}")
+    if watched is not None:
+        files += _monitor_files(watched)
+    print(f"Written: {', '.join(map(str, files))}")
+
+
+def _monitor_files(watched: Monitored) -> list[Path]:
+    files = [path for path in (watched.path, spectrum_path(watched.path)) if path.exists()]
+    try:
+        files.append(monitor_plots.monitor(watched.path))
+    except (ModuleNotFoundError, ValueError) as error:  # the figures are there all the same
+        print(f"No picture of the monitor: {error}")
+    return files
 
 
 def _compare(arguments: argparse.Namespace) -> None:

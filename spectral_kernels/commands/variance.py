@@ -86,7 +86,7 @@ def _draw(path: Path, found: Sequence[Comparison], config: Config) -> None:
             axis.set_xticks(range(len(here)), [f"step {one.step}" for one in here])
             axis.set_title(title)
         axes[0].set_ylabel("without / with whitening")
-        axes[1].legend(loc="best")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         figure.suptitle(
             f"Gradient variance and in-batch whitening, τ = {config.train.temperature:g}", x=0.01, ha="left"
         )

@@ -1,20 +1,23 @@
 """The failure signatures of contrastive training, each with its numbers and what to try."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 
-# a measurement, by the names of spectrum_monitor.COLUMNS
-Numbers = Mapping[str, float]
+# measurements by the names of spectrum_monitor.COLUMNS, the newest last
+History = Sequence[Mapping[str, float]]
 
-COLLAPSED_SPREAD = 0.01
+COLLAPSED_SPREAD = 0.05
 COLLAPSED_RANK = 1.5
 DUPLICATE_SHARE = 0.25
+WIDENING = 0.9
 FLAT_CHI2 = 0.05
 ONE_HOT_SHARE = 0.5
 BURST = 5.0
 RECENT = 20
 
 
-def collapse(now: Numbers) -> str | None:
+def collapse(history: History) -> str | None:
+    now = history[-1]
     spread, rank = now["spread"], now["centred_rank"]
     if spread >= COLLAPSED_SPREAD and rank >= COLLAPSED_RANK:
         return None
@@ -25,9 +28,13 @@ def collapse(now: Numbers) -> str | None:
     )
 
 
-def redundant_negatives(now: Numbers) -> str | None:
-    share = now["duplicate_share"]
-    if share < DUPLICATE_SHARE or now["spread"] < COLLAPSED_SPREAD:  # that is collapse
+def redundant_negatives(history: History) -> str | None:
+    now, shares = history[-1], [numbers["duplicate_share"] for numbers in history[-4:]]
+    share = shares[-1]
+    # every encoder starts with a narrow cloud: wait until it has stopped to widen
+    if min(shares) < DUPLICATE_SHARE or len(shares) < 4 or sum(shares[2:]) < WIDENING * sum(shares[:2]):
+        return None
+    if now["spread"] < COLLAPSED_SPREAD:  # that is collapse
         return None
     return (
         f"redundant negatives: {100 * share:.0f} % of the samples have another one of the batch within cosine 0.98 "
@@ -36,7 +43,8 @@ def redundant_negatives(now: Numbers) -> str | None:
     )
 
 
-def flat_softmax(now: Numbers) -> str | None:
+def flat_softmax(history: History) -> str | None:
+    now = history[-1]
     if now["chi2"] >= FLAT_CHI2 or now["spread"] < COLLAPSED_SPREAD:
         return None
     return (
@@ -46,7 +54,8 @@ def flat_softmax(now: Numbers) -> str | None:
     )
 
 
-def one_hot_softmax(now: Numbers) -> str | None:
+def one_hot_softmax(history: History) -> str | None:
+    now = history[-1]
     share = now["chi2"] / max(now["negatives"] - 1, 1)
     if share <= ONE_HOT_SHARE or now["negatives"] < 3:
         return None
@@ -61,21 +70,22 @@ def exploding_variance(norms: Sequence[float]) -> str | None:
     recent, before = norms[-RECENT:], norms[-6 * RECENT : -RECENT]
     if len(recent) < RECENT or len(before) < RECENT:
         return None
-    now, then = _variance(recent), _variance(before)
-    mean = sum(recent) / len(recent)
-    # tenfold and no longer small beside the gradient itself
-    if now < BURST**2 * then or now < (0.5 * mean) ** 2:
+    now, then = statistics.pstdev(recent), _usual_deviation(before)
+    mean = statistics.fmean(recent)
+    # far above what it was, and no longer small beside the gradient itself
+    if now < BURST * then or now < 0.5 * mean:
         return None
     return (
-        f"exploding variance: the gradient norm of the last {RECENT} steps varies by ±{now**0.5:.3g} about {mean:.3g}, of "
-        f"those before by ±{then**0.5:.3g}. Try a smaller learning rate, gradient clipping, whitening before the loss, or "
-        "a larger batch"
+        f"exploding variance: the gradient norm of the last {RECENT} steps varies by ±{now:.3g} about {mean:.3g}, of "
+        f"those before by ±{then:.3g} (healthy: below {BURST:g} times as much). Try a smaller learning rate or weight "
+        "decay, gradient clipping, or a larger batch"
     )
 
 
-def _variance(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / len(values)
+def _usual_deviation(values: Sequence[float]) -> float:
+    """Standard deviation as the median deviation gives it: the first steps of a run do not count."""
+    centre = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - centre) for value in values)
 
 
 SIGNATURES = {

@@ -29,6 +29,11 @@ COLUMNS = (
 DUPLICATE = 0.98
 
 
+def spectrum_path(path: Path) -> Path:
+    """Where the spectra of the monitor of `path` go."""
+    return path.with_name(f"{path.stem}_spectrum.csv")
+
+
 class SpectrumWarning(UserWarning):
     """A failure signature, with the numbers behind it and what to try."""
 
@@ -72,7 +77,7 @@ class SpectrumMonitor:
         tensorboard: str | Path | None = None,
     ) -> None:
         self.path = Path(path)
-        self.spectra_path = self.path.with_name(f"{self.path.stem}_spectrum.csv")
+        self.spectra_path = spectrum_path(self.path)
         self.temperature = checks.positive(temperature, "temperature")
         self.loss = checks.one_of(loss, "loss", LOSSES)
         self.every = None if every is None else checks.integer(every, "every", 1)
@@ -178,7 +183,8 @@ class SpectrumMonitor:
         }
 
     def _warn(self, record: dict[str, Any]) -> list[str]:
-        found = {name: signature(record) for name, signature in SIGNATURES.items()}
+        history = [*self.records[-3:], record]
+        found = {name: signature(history) for name, signature in SIGNATURES.items()}
         found["exploding variance"] = exploding_variance(self._norms)
         present = {name for name, text in found.items() if text is not None}
         for name in sorted(present - self._active):
