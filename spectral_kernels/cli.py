@@ -11,7 +11,7 @@ from pathlib import Path
 
 import spectral_kernels
 from spectral_kernels import plots
-from spectral_kernels.commands import band, variance
+from spectral_kernels.commands import band, inspect, variance
 from spectral_kernels.monitor import plots as monitor_plots
 from spectral_kernels.monitor.spectrum_monitor import spectrum_path
 from spectral_kernels.training import report
@@ -121,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_arguments(add("band", _band, "bounds of the gradient against measured gradients", band.HELP))
     text = "variance of the gradient, with and without in-batch whitening"
     _add_run_arguments(add("variance", _variance, text, variance.HELP))
+    command = add("inspect", _inspect, "diagnose embeddings from a file", inspect.HELP)
+    command.add_argument("file", type=Path, metavar="FILE", help=".npy, .pt or .safetensors")
+    command.add_argument("--key", metavar="NAME", help="which tensor of a .pt or .safetensors file")
+    command.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where to write (default: here)")
+    command.add_argument("--subset", type=int, metavar="K", help="write the row numbers of a diverse subset of K rows")
+    command.add_argument("--temperature", type=float, default=0.1, metavar="τ", help="of the softmax (default: 0.1)")
     text = "Run bench/run.py of the source tree; what follows is handed on to it."
     add("bench", _bench, "time the operations against references", text).set_defaults(handed_on=[])
     add(
@@ -201,6 +207,11 @@ def _band(arguments: argparse.Namespace) -> int:
 def _variance(arguments: argparse.Namespace) -> None:
     config, out = _open(arguments, "variance", variance.DEFAULTS)
     variance.run(config, _load(config), out)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    options = {name: getattr(arguments, name) for name in ("key", "subset", "temperature")}
+    inspect.run(arguments.file, arguments.out, **options)
 
 
 def _open(arguments: argparse.Namespace, command: str, defaults: Sequence[str] = ()) -> tuple[Config, Path]:

@@ -1,0 +1,1 @@
+"""Diagnostics of anyone's embeddings: `spectral-kernels inspect FILE`."""
