@@ -97,7 +97,7 @@ def whitening() -> None:
                     })  # fmt: skip
     write_csv(DOCS / "whitening.csv", table)
     with drawing(DOCS / "whitening.png") as pyplot:
-        figure, axes = pyplot.subplots(2, len(METHODS), figsize=(10.5, 5.4), sharey="row", sharex=True)
+        figure, axes = pyplot.subplots(2, len(METHODS), figsize=(10.5, 5.8), sharey="row", sharex=True)
         for column, method in enumerate(METHODS):
             for kind, style in (("distinct", "-"), ("duplicates", "--")):
                 rows = [row for row in table if (row["method"], row["rows"]) == (method, kind)]
@@ -117,7 +117,7 @@ def whitening() -> None:
             axes[1, column].set_xlabel("pairs of views")
         axes[0, 0].set_ylabel("gradient's relative error")
         axes[1, 0].set_ylabel("whitened covariance")
-        axes[0, 2].legend(fontsize=6, ncols=2)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
         axes[1, 2].legend(fontsize=7)
         figure.suptitle("Whitening before NT-Xent, d = 32, spectrum 1/k²: against float64", x=0.01, ha="left")
 
