@@ -24,7 +24,7 @@ OBJECTIVES = ("effective_rank", "logdet")
 
 # rows drawn for the first pick, and per step inside a window when every row is a candidate: so many that a cold pool
 # seldom falls through to the lowest row
-_SPARE_DRAWS = 16
+SPARE_DRAWS = 16
 
 
 def _fake(pool: Tensor, start: Tensor, draws: Any, valid: Any, k: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def _start_rows(
     start: int | None, pool: Tensor, mask: Tensor | None, left: ValidRows | None, generator: torch.Generator | None
 ) -> Tensor:
     if start is None:
-        return draw_rows(pool, left, (_SPARE_DRAWS,), generator)
+        return draw_rows(pool, left, (SPARE_DRAWS,), generator)
     checks.integer(start, "start", 0, pool.shape[1] - 1)
     if mask is not None and pool.device.type == "cpu" and not bool(mask[:, start].all()):
         raise ValueError(f"start = {start} is masked out by valid")
@@ -115,7 +115,7 @@ def greedy_select(
     first = _start_rows(start, flat, mask, left, generator)
     draws = None
     if candidates is not None or edges is not None:
-        draws = draw_rows(flat, left, (k, _SPARE_DRAWS if candidates is None else candidates), generator)
+        draws = draw_rows(flat, left, (k, SPARE_DRAWS if candidates is None else candidates), generator)
     name = choose("greedy_select", pool.device, backend)
     chosen = op("greedy_select")(
         flat.detach(), first, draws, mask, k, candidates is None, objective, edges, normalize, name

@@ -1,0 +1,308 @@
+"""Batches, pools and statistics that are spread over the processes of a torch.distributed group.
+
+Every function is a collective: all ranks of the group call it, in the same order. Gradients are those of one process
+that held everything: where each rank's loss is the loss of the whole batch, DistributedDataParallel's mean over ranks is
+the gradient of that loss.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn import functional as collective
+
+from spectral_kernels import checks
+from spectral_kernels.backends import choose
+from spectral_kernels.library import op
+from spectral_kernels.ops._rows import accumulation_dtype, read_rows
+from spectral_kernels.ops._selection import Selection, check_generator, check_window
+from spectral_kernels.ops.covariance import covariance
+from spectral_kernels.ops.effective_rank import check_order, rank_of_spectrum
+from spectral_kernels.ops.greedy import OBJECTIVES, SPARE_DRAWS
+from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
+from spectral_kernels.selection import MemoryBank
+
+Group = dist.ProcessGroup | None
+
+
+def gather_rows(z: Tensor, group: Group = None) -> Tensor:
+    """Rows of all ranks, in the order of ranks; differentiable.
+
+    With `loss = nt_xent(gather_rows(z0), gather_rows(z1))` on every rank, the gradients that DistributedDataParallel
+    averages are exactly those of the whole batch.
+
+    Args:
+        z: (B, d), the same shape on every rank.
+
+    Returns:
+        (ranks · B, d).
+    """
+    checks.floating(z, "z", ndim=2)
+    return torch.cat(collective.all_gather(z.contiguous(), group=group or dist.group.WORLD))
+
+
+def _sum(value: Tensor, group: Group) -> Tensor:
+    total: Tensor = collective.all_reduce(value, group=group or dist.group.WORLD)
+    return total
+
+
+def distributed_covariance(
+    z: Tensor, *, center: bool = True, normalize: bool = False, correction: int = 0, group: Group = None
+) -> Tensor:
+    """`covariance` of the rows of all ranks, from one all-reduce of d·(d + 1) + 1 numbers; differentiable.
+
+    Each rank's covariance is taken about its own mean and moved to the common one (Chan, Golub & LeVeque 1983), so that
+    a large mean does not cancel.
+
+    Args:
+        z: (n, d), n may differ between ranks. center, normalize, correction: as in `covariance`.
+
+    Returns:
+        (d, d), the same on every rank.
+
+    Raises:
+        ValueError: what `covariance` raises; not more rows in all than `correction`.
+    """
+    checks.floating(z, "z", ndim=2)
+    wide = z if z.dtype == torch.float64 else z.float()
+    rows = read_rows(wide, normalize)
+    mean = rows.mean(0)
+    own = covariance(z, center=center, normalize=normalize).to(rows.dtype)
+    n = torch.full((1,), float(len(z)), dtype=rows.dtype, device=z.device)
+    if not center:
+        total = _sum(torch.cat([n, len(z) * own.reshape(-1)]), group)
+        return total[1:].reshape(own.shape) / (float(total[0]) - correction)
+    first = _sum(torch.cat([n, n * mean]), group)
+    count = float(first[0])
+    if count <= correction:
+        raise ValueError(f"correction must be below the {count:.0f} rows of all ranks, got {correction}")
+    shift = mean - first[1:] / count
+    moved = _sum(len(z) * (own + torch.outer(shift, shift)), group)
+    return moved / (count - correction)
+
+
+def distributed_effective_rank(
+    z: Tensor, *, order: float = 1.0, center: bool = False, normalize: bool = True, group: Group = None
+) -> Tensor:
+    """`effective_rank` of the rows of all ranks; differentiable.
+
+    Args:
+        z: (n, d), n may differ between ranks. order, center, normalize: as in `effective_rank`.
+
+    Returns:
+        Scalar, the same on every rank.
+
+    Raises:
+        ValueError: what `distributed_covariance` raises; order below 0.
+    """
+    order = check_order(order)
+    matrix = distributed_covariance(z.double(), center=center, normalize=normalize, group=group)
+    if order == 2:
+        squares = matrix.square().sum()
+        value = torch.where(squares > 0, matrix.diagonal().sum().square() / squares.clamp(min=1e-300), 0.0)
+    else:
+        value = rank_of_spectrum(torch.linalg.eigvalsh(matrix).flip(-1).clamp(min=0), order)
+    return value.to(z.dtype if z.dtype == torch.float64 else torch.float32)
+
+
+class ShardedMemoryBank:
+    """A `MemoryBank` whose rows are dealt out in blocks: rank r of R holds rows r·⌈n/R⌉ up to the next rank's.
+
+    Args:
+        n, d: of the whole bank. device: of the shard.
+
+    Attributes:
+        local: this rank's rows, a `MemoryBank`. first: the number of its first row. n, d.
+
+    Raises:
+        ValueError: n smaller than the number of ranks; d below 1.
+    """
+
+    def __init__(self, n: int, d: int, *, device: torch.device | str = "cpu", group: Group = None) -> None:
+        self.group = group
+        ranks = dist.get_world_size(group)
+        self.n, self.d = checks.integer(n, "n", ranks), checks.integer(d, "d", 1)
+        block = -(-n // ranks)
+        self.first = min(n, dist.get_rank(group) * block)
+        size = min(n, self.first + block) - self.first
+        if size < 1:
+            raise ValueError(f"n = {n} leaves rank {dist.get_rank(group)} of {ranks} without a row")
+        self.local = MemoryBank(size, d, device=device)
+
+    def update(self, indices: Tensor, z: Tensor) -> None:
+        """Store embeddings by their numbers in the whole bank, wherever they live; one all-gather.
+
+        Args:
+            indices: (B,) int64. z: (B, d); the same B on every rank. Of a row given twice, the highest rank's wins.
+        """
+        checks.row_indices(indices, "indices", self.n, 1)
+        everywhere = _gather(indices, self.group)
+        rows = _gather(z.detach().contiguous(), self.group)
+        own = (everywhere >= self.first) & (everywhere < self.first + len(self.local.embeddings))
+        if bool(own.any()):
+            self.local.update(everywhere[own] - self.first, rows[own])
+
+    def greedy_select(self, k: int, *, generator: torch.Generator, **options: object) -> Selection:
+        """`sharded_greedy_select` of the rows seen so far."""
+        return sharded_greedy_select(self.local.embeddings, k, generator=generator, group=self.group, **options)  # type: ignore[arg-type]
+
+
+def _gather(value: Tensor, group: Group) -> Tensor:
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, value.contiguous(), group=group)
+    return torch.cat(parts)
+
+
+def _gather_ragged(value: Tensor, group: Group) -> list[Tensor]:
+    """Each rank's rows, of which there may be another number on every rank."""
+    count = torch.tensor([len(value)], device=value.device)
+    counts = _gather(count, group).tolist()
+    padded = value.new_zeros(max(counts), *value.shape[1:])
+    padded[: len(value)] = value
+    return [part[:n] for part, n in zip(_gather(padded, group).chunk(len(counts)), counts, strict=True)]
+
+
+def sharded_greedy_select(
+    shard: Tensor,
+    k: int,
+    *,
+    candidates: int | None = 64,
+    objective: str = "effective_rank",
+    generator: torch.Generator,
+    window: tuple[float, float] | None = None,
+    group: Group = None,
+) -> Selection:
+    """`greedy_select` from a pool whose rows are spread over the ranks; the picks are those of one process.
+
+    With m candidates per step, all draws are known up front: the drawn rows, k·m at most, are gathered once, and every
+    rank builds the batch by itself. With `candidates=None` every rank scores its own rows, and a pick costs two small
+    collectives (the best score; then the lowest row within its tie and that row).
+
+    Args:
+        shard: (n, d), this rank's rows of the pool; n may differ between ranks, the pool is their concatenation.
+        k, candidates, objective, window: as in `greedy_select`; a window goes with m candidates.
+        generator: in the same state on every rank, and left in the same state.
+
+    Returns:
+        `Selection` with numbers of rows in the whole pool, the same on every rank.
+
+    Raises:
+        ValueError: what `greedy_select` raises; a window with `candidates=None`.
+    """
+    checks.floating(shard, "shard", ndim=2)
+    checks.finite_rows(shard, "shard")
+    checks.one_of(objective, "objective", OBJECTIVES)
+    check_generator(generator)
+    counts = _gather(torch.tensor([len(shard)]), group).tolist()
+    total = checks.integer(sum(counts), "rows of all shards", 1)
+    checks.integer(k, "k", 1, total)
+    first = sum(counts[: dist.get_rank(group)])
+    if candidates is None:
+        if window is not None:
+            raise ValueError(f"window goes with a number of candidates, got window = {window} with candidates=None")
+        return _all_rows(shard, k, first, total, objective, generator, group)
+    checks.integer(candidates, "candidates", 1)
+    return _drawn_rows(shard, k, first, total, candidates, objective, window, generator, group)
+
+
+def _drawn_rows(
+    shard: Tensor, k: int, first: int, total: int, candidates: int, objective: str,
+    window: tuple[float, float] | None, generator: torch.Generator, group: Group,
+) -> Selection:  # fmt: skip
+    # what greedy_select draws, in its order
+    start = torch.randint(total, (1, SPARE_DRAWS), generator=generator, device=generator.device).to(shard.device)
+    draws = torch.randint(total, (1, k, candidates), generator=generator, device=generator.device).to(shard.device)
+    needed = torch.cat([start.reshape(-1), draws.reshape(-1)]).unique()
+    own = needed[(needed >= first) & (needed < first + len(shard))] - first
+    # a step that has nothing left to look at takes the lowest seen row, or the lowest one
+    lowest = torch.arange(min(k, len(shard)), device=shard.device)
+    seen = (shard != 0).any(1).nonzero().squeeze(1)[:k]
+    own = torch.cat([own, lowest, seen]).unique()
+    numbers = torch.cat(_gather_ragged(own + first, group))
+    rows = torch.cat(_gather_ragged(shard[own].detach(), group))
+    edges = check_window(window)
+    chosen = op("greedy_select")(
+        rows.unsqueeze(0), torch.searchsorted(numbers, start), torch.searchsorted(numbers, draws), None, k, False,
+        objective, edges, True, choose("greedy_select", rows.device, None),
+    )  # fmt: skip
+    indices, ranks, objectives = (part[0] for part in chosen)
+    return Selection(numbers[indices], ranks, objectives)
+
+
+def _all_rows(
+    shard: Tensor, k: int, first: int, total: int, objective: str, generator: torch.Generator, group: Group
+) -> Selection:
+    """The reference's steps (ops/greedy/reference.py), each rank scoring its own rows."""
+    d = shard.shape[1]
+    x = read_rows(shard.detach(), True, torch.float64)
+    seen = (x != 0).any(-1)
+    x = x.to(accumulation_dtype(shard.dtype)).double()
+    left = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    s = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    q = seen.double() / RIDGE
+    inverse = torch.eye(d, dtype=torch.float64, device=x.device) / RIDGE
+    start = torch.randint(total, (1, SPARE_DRAWS), generator=generator, device=generator.device)[0].tolist()
+    t = squares = gain = 0.0
+    indices, ranks, objectives = [], [], []
+    for step in range(k):
+        score = q if objective == "logdet" else -s
+        looked = left & seen
+        if step == 0:
+            mine = [row - first for row in start if first <= row < first + len(x) and bool(looked[row - first])]
+            order = [start.index(row + first) for row in mine]
+            proposal = (order[0], mine[0]) if mine else None
+        else:
+            best = score[looked].max() if bool(looked.any()) else torch.tensor(-math.inf, dtype=torch.float64)
+            best = _max(best, group)
+            near = (looked & (score >= best - TIE * best.abs() - TIE_FLOOR)).nonzero()
+            proposal = (first + int(near[0]), int(near[0])) if len(near) else None
+        found = _lowest(proposal, x, s, q, first, group)
+        if found is None:  # nothing seen is left to look at
+            rest = looked.nonzero() if bool(_max(looked.any().double(), group)) else left.nonzero()
+            found = _lowest((first + int(rest[0]), int(rest[0])) if len(rest) else None, x, s, q, first, group)
+        assert found is not None
+        pick, score_s, score_q, row = found
+        if first <= pick < first + len(x):
+            left[pick - first] = False
+        length = float((row != 0).any())
+        squares += 2 * score_s + length
+        t += length
+        gain += math.log1p(score_q)
+        s += (x @ row).square()
+        if objective == "logdet":
+            v, scale = inverse @ row, 1 + score_q
+            q = (q - (x @ v).square() / scale).clamp_min(0.0)
+            inverse -= torch.outer(v, v) / scale
+        indices.append(pick)
+        ranks.append(t * t / squares if squares > 0 else 0.0)
+        objectives.append(gain if objective == "logdet" else ranks[-1])
+    wide = accumulation_dtype(shard.dtype)
+    return Selection(
+        torch.tensor(indices, device=x.device),
+        torch.tensor(ranks, dtype=wide, device=x.device),
+        torch.tensor(objectives, dtype=wide, device=x.device),
+    )
+
+
+def _max(value: Tensor, group: Group) -> Tensor:
+    value = value.clone()
+    dist.all_reduce(value, dist.ReduceOp.MAX, group=group)
+    return value
+
+
+def _lowest(
+    proposal: tuple[int, int] | None, x: Tensor, s: Tensor, q: Tensor, first: int, group: Group
+) -> tuple[int, float, float, Tensor] | None:
+    """Of the ranks' proposals (key, own row) the one of the lowest key: its number in the pool, s, q and row."""
+    packet = torch.zeros(4 + x.shape[1], dtype=torch.float64, device=x.device)
+    packet[0] = math.inf
+    if proposal is not None:
+        key, row = proposal
+        packet[:4] = torch.tensor([key, first + row, float(s[row]), float(q[row])], dtype=torch.float64)
+        packet[4:] = x[row]
+    packets = _gather(packet.unsqueeze(0), group)
+    chosen = packets[packets[:, 0].argmin()]
+    if math.isinf(float(chosen[0])):
+        return None
+    return int(chosen[1]), float(chosen[2]), float(chosen[3]), chosen[4:]
