@@ -76,21 +76,46 @@ def jobs() -> Iterator[Job]:
                 "torch.cov alone": lambda z=z: torch.cov(z.T),
             },
             _close(ours, lambda z=z: eager_covariance(z.double()), 1e-5),
-            {},
+            {"torch, eager": 4.0, "torch.cov alone": 3.0} if n == 65536 else {"torch.cov alone": 2.0},
         )
+    wide = torch.randn(16384, 2048, generator=generator)
+    yield Job(
+        "normalise, centre, covariance 16384x2048",
+        {
+            "spectral_kernels": lambda: sk.covariance(wide, normalize=True),
+            "torch.cov alone": lambda: torch.cov(wide.T),
+        },
+        _close(lambda: sk.covariance(wide, normalize=True), lambda: eager_covariance(wide.double()), 1e-5),
+        {"torch.cov alone": 1.6},
+    )
     pool = torch.randn(65536, 128, generator=generator)
     indices = torch.randint(65536, (64, 256), generator=generator)
-    for order, eager in ((2.0, gathered_rank), (1.0, gathered_entropy_rank)):
+    for order, label, eager in (
+        (2.0, "torch, gather and bmm", gathered_rank),
+        (1.0, "torch, gather, bmm and eigvalsh", gathered_entropy_rank),
+    ):
 
         def rank(order: float = order) -> Tensor:
             return sk.batch_effective_rank(pool, indices, order=order)
 
         yield Job(
             f"batch_effective_rank, order {order:g}, 64 batches of 256x128",
-            {"spectral_kernels": rank, "torch, eager": lambda eager=eager: eager(pool, indices)},
+            {"spectral_kernels": rank, label: lambda eager=eager: eager(pool, indices)},
             _close(rank, lambda eager=eager: eager(pool.double(), indices), 1e-5),
-            {},
+            {label: 2.0} if order == 2 else {},
         )
+    unit = torch.nn.functional.normalize(pool[indices], dim=-1)
+    stack = unit.mT @ unit / 256
+
+    def entropy_ranks() -> Tensor:
+        return sk.effective_rank(unit, order=1, normalize=False)
+
+    yield Job(
+        "effective_rank, order 1, 64 batches of 256x128",
+        {"spectral_kernels": entropy_ranks, "torch.linalg.eigvalsh of the matrices": lambda: torch.linalg.eigvalsh(stack)},
+        _close(entropy_ranks, lambda: gathered_entropy_rank(pool.double(), indices), 1e-5),
+        {"torch.linalg.eigvalsh of the matrices": 3.0},
+    )
     z = torch.randn(4096, 128, generator=generator)
     weight = torch.randn(4096, 128, generator=generator)
     whiten = _both_passes(lambda z: sk.whiten(z) * weight, z)
@@ -98,7 +123,7 @@ def jobs() -> Iterator[Job]:
         "whiten 4096x128, forward and backward",
         {"spectral_kernels": whiten, "torch, eager Cholesky": _both_passes(lambda z: eager_whitening(z) * weight, z)},
         _close(whiten, _both_passes(lambda z: eager_whitening(z) * weight.double(), z.double()), 1e-3),
-        {},
+        {"torch, eager Cholesky": 2.0},
     )
     z0, z1 = torch.randn(512, 128, generator=generator), torch.randn(512, 128, generator=generator)
     loss = _both_passes(sk.nt_xent, z0, z1)
@@ -108,3 +133,77 @@ def jobs() -> Iterator[Job]:
         _close(loss, _both_passes(eager_nt_xent, z0.double(), z1.double()), 1e-4),
         {},
     )
+    query, key = torch.randn(4096, 128, generator=generator), torch.randn(4096, 128, generator=generator)
+
+    def norms() -> Tensor:
+        return sk.info_nce_grad_norms(query, key, temperature=0.1)
+
+    yield Job(
+        "info_nce_grad_norms, B = 4096, d = 128",
+        {
+            "spectral_kernels": norms,
+            "torch, autograd": lambda: autograd_norms(query, key),
+            "torch, SDPA with V = K": lambda: attention_norms(query, key),
+        },
+        _close(norms, lambda: autograd_norms(query.double(), key.double()), 1e-4),
+        {"torch, autograd": 4.0, "torch, SDPA with V = K": 0.95},
+    )
+    yield from bank_jobs(generator)
+
+
+def autograd_norms(query: Tensor, key: Tensor) -> Tensor:
+    u = torch.nn.functional.normalize(query).requires_grad_()
+    logits = u @ torch.nn.functional.normalize(key).T / 0.1
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(len(u)), reduction="sum")
+    return torch.autograd.grad(loss, u)[0].square().sum(1)
+
+
+def attention_norms(query: Tensor, key: Tensor) -> Tensor:
+    u, v = torch.nn.functional.normalize(query), torch.nn.functional.normalize(key)
+    mean = torch.nn.functional.scaled_dot_product_attention(u[None, None], v[None, None], v[None, None], scale=10.0)
+    return ((mean[0, 0] - v) / 0.1).square().sum(1)
+
+
+def bank_jobs(generator: torch.Generator) -> Iterator[Job]:
+    """A bank as large as ImageNet-1k."""
+    bank = torch.randn(1_281_167, 128, generator=generator)
+    valid = torch.rand(len(bank), generator=generator) < 0.9
+    square = torch.randn(2048, 2048, generator=generator)
+
+    def select(mask: Tensor | None = None) -> Tensor:
+        return sk.greedy_select(bank, 256, candidates=64, valid=mask, generator=torch.Generator().manual_seed(0)).indices
+
+    def check_selection() -> None:
+        chosen, masked = select(), select(valid)
+        assert len(set(chosen.tolist())) == 256 and bool(valid[masked].all()), "picks repeat or are masked out"
+        random = float(sk.effective_rank(bank[:256], order=2))
+        assert float(sk.effective_rank(bank[chosen], order=2)) > random, "picks are no more diverse than random rows"
+
+    yield Job(
+        "greedy_select 256 of 1281167x128, 64 candidates",
+        {"spectral_kernels": select, "with valid=": lambda: select(valid)},
+        check_selection,
+        {},
+    )
+
+    def covariance() -> Tensor:
+        return sk.covariance(bank, normalize=True)
+
+    # as many multiply-adds as half of the covariance's: the ratio is its share of sgemm's rate, counting half
+    turns = round(len(bank) * 128 * 128 / 2 / 2048**3)
+    yield Job(
+        "normalise, centre, covariance 1281167x128",
+        {"spectral_kernels": covariance, f"torch, {turns} products 2048x2048": lambda: [square @ square for _ in range(turns)]},
+        _close(covariance, lambda: bank_covariance(bank), 1e-5),
+        {f"torch, {turns} products 2048x2048": 0.6},
+    )
+
+
+def bank_covariance(bank: Tensor) -> Tensor:
+    """In float64, in pieces."""
+    moment, mean = torch.zeros(128, 128, dtype=torch.float64), torch.zeros(128, dtype=torch.float64)
+    for piece in bank.split(65536):
+        x = torch.nn.functional.normalize(piece.double())
+        moment += x.T @ x / len(bank)
+        mean += x.sum(0) / len(bank)
+    return moment - torch.outer(mean, mean)
