@@ -43,9 +43,7 @@ def _contiguous(result: Any) -> Any:
     return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()
 
 
-def _cpp_function(room: str, name: str) -> Callable[..., Any]:
-    function = getattr(torch.ops.spectral_kernels_cpp, name)
-
+def _translated(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         with _cpp_errors():
             return function(*arguments)
@@ -84,9 +82,9 @@ def define(
 
     def load(backend: str) -> Callable[..., Any]:
         if backend == "cpp" and cpp == "library":
-            return _cpp_function(room, name)
+            return _translated(getattr(torch.ops.spectral_kernels_cpp, name))
         if backend == "cpp" and cpp == "composed":
-            return _module_function(room, "cpp", name)
+            return _translated(_module_function(room, "cpp", name))
         if backend == "triton" and triton:
             return _module_function(room, "triton", name)
         return _module_function(room, "reference", name)
@@ -96,7 +94,7 @@ def define(
         function = loaded.get(backend)
         if function is None:
             function = loaded.setdefault(backend, load(backend))
-        if check is not None and not (backend == "cpp" and cpp == "library"):
+        if check is not None and not (backend == "cpp" and cpp != "reference"):
             check(*inputs)
         # autocast would turn the accumulating products inside into bf16
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
