@@ -109,8 +109,8 @@ struct EigenKernels {
   int64_t lanes;  // matrices whose eigenvalues are found together
 
   /// Householder: symmetric a (d, d) given by its upper triangle, with rows of `stride` (a multiple of 8, zero beyond
-  /// d), destroyed, to the diagonal and off-diagonal[i] = entry (i, i + 1) of a similar tridiagonal matrix. `work` holds
-  /// 4 * stride values.
+  /// d), destroyed, to the diagonal and off-diagonal[i] = entry (i, i + 1) of a similar tridiagonal matrix. `work`
+  /// holds 4 * stride values.
   void (*tridiagonalize)(double* a, int64_t stride, int64_t d, double* diagonal, double* off_diagonal, double* work);
   /// Eigenvalues of `lanes` tridiagonal matrices, interleaved: diagonal[i * lanes + lane], and off_diagonal likewise,
   /// which is destroyed; the eigenvalues replace the diagonal, in no order. False when an iteration did not converge.
