@@ -12,6 +12,7 @@ CSRC := $(wildcard csrc/*)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.cu csrc/*.cuh)
 
 TRITON36 := .venv-triton36
+PEERS := .venv-peers
 SANITIZED := build/sanitized
 LIBASAN = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libstdc++.so.6)
 
@@ -19,7 +20,7 @@ LIBASAN = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=
 help:
 	@echo "make demo    compare three batch selectors on Fashion-MNIST: table, CSV, JSON and plot in demo_output/"
 	@echo "make test    the quick tests (PYTEST_ARGS='-k greedy' for some of them)"
-	@echo "make bench   time the ops against torch (BENCH_ARGS)"
+	@echo "make bench   time the ops against torch and the libraries one would install instead (BENCH_ARGS)"
 	@echo "make lint    ruff, mypy --strict, clang-format"
 	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check their budgets"
 	@echo "make check   the long tests: slow ones, property hunts, every CPU path, a second Triton, sanitizers"
@@ -35,8 +36,8 @@ test: $(VENV)/package.stamp
 	$(PYTHON) -m pytest python_tests -q -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(VENV)/package.stamp
-	$(PYTHON) bench/run.py $(BENCH_ARGS)
+bench: $(VENV)/package.stamp $(PEERS)/stamp
+	PYTHONPATH=. $(PEERS)/bin/python bench/run.py $(BENCH_ARGS)
 
 .PHONY: aot
 aot: $(VENV)/package.stamp
@@ -114,10 +115,16 @@ $(TRITON36)/stamp: requirements/triton36.txt requirements/torch.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(TRITON36)/bin/python -m pip install --quiet -r requirements/triton36.txt
 	@touch $@
 
+$(PEERS)/stamp: requirements/peers.txt requirements/torch.txt
+	$(call make_venv,$(PEERS))
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -r requirements/torch.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -r requirements/peers.txt
+	@touch $@
+
 .PHONY: clean distclean
 clean:
 	rm -rf build dist *.egg-info spectral_kernels/_C.so spectral_kernels/_build_info.json $(VENV)/package.stamp
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean
-	rm -rf $(VENV) $(TRITON36)
+	rm -rf $(VENV) $(TRITON36) $(PEERS)

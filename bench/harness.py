@@ -7,8 +7,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,17 +23,21 @@ class Job:
         contenders: label -> call; the first is ours.
         check: raises AssertionError when our result is wrong; run before any timing.
         bars: label -> speed-up over that contender that the project asks for.
+        objective: what a contender's result is worth, printed beside its time.
+        absent: contenders that cannot run here -> why.
     """
 
     name: str
     contenders: dict[str, Callable[[], object]]
     check: Callable[[], None]
     bars: dict[str, float]
+    objective: Callable[[Any], float] | None = None
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A contender's times in ms, and how many times longer it takes than ours."""
+    """A contender's times in ms, how many times longer it takes than ours, and what it reaches."""
 
     job: str
     contender: str
@@ -41,13 +46,13 @@ class Row:
     p80: float
     ratio: float
     bar: float | None
+    objective: float | None
 
 
 def time_job(job: Job, repeats: int) -> list[Row]:
     """Rows of a job whose check has passed. Contenders take turns, so that a busy moment hits all of them."""
     job.check()
-    for call in job.contenders.values():
-        call()
+    reached = {label: call() for label, call in job.contenders.items()}
     times: dict[str, list[float]] = {label: [] for label in job.contenders}
     for _ in range(repeats):
         for label, call in job.contenders.items():
@@ -58,7 +63,8 @@ def time_job(job: Job, repeats: int) -> list[Row]:
     rows = []
     for label, values in times.items():
         p20, p50, p80 = (_quantile(values, q) for q in (0.2, 0.5, 0.8))
-        rows.append(Row(job.name, label, p20, p50, p80, p50 / ours, job.bars.get(label)))
+        objective = None if job.objective is None else job.objective(reached[label])
+        rows.append(Row(job.name, label, p20, p50, p80, p50 / ours, job.bars.get(label), objective))
     return rows
 
 
@@ -78,7 +84,8 @@ def report(rows: Sequence[Row], failures: Sequence[str], output: Path | None) ->
                 f"\n{job}   (check passed)\n{'':{width}}  {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}   ours is faster by"
             )
         bar = "" if row.bar is None else f"   asked for: {row.bar:g}x {'met' if row.ratio >= row.bar else 'NOT MET'}"
-        print(f"{row.contender:{width}}  {row.p20:9.3f} {row.p50:9.3f} {row.p80:9.3f}   {row.ratio:6.2f}x{bar}")
+        reached = "" if row.objective is None else f"   reaches {row.objective:.5g}"
+        print(f"{row.contender:{width}}  {row.p20:9.3f} {row.p50:9.3f} {row.p80:9.3f}   {row.ratio:6.2f}x{reached}{bar}")
     for failure in failures:
         print(f"\nCHECK FAILED, not timed: {failure}", file=sys.stderr)
     print(
@@ -88,10 +95,11 @@ def report(rows: Sequence[Row], failures: Sequence[str], output: Path | None) ->
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["job", "contender", "p20_ms", "p50_ms", "p80_ms", "ratio", "bar"])
+            writer.writerow(["job", "contender", "p20_ms", "p50_ms", "p80_ms", "ratio", "bar", "objective"])
             for row in rows:
                 times = [f"{value:.4f}" for value in (row.p20, row.p50, row.p80)]
-                writer.writerow([row.job, row.contender, *times, f"{row.ratio:.3f}", row.bar or ""])
+                reached = "" if row.objective is None else f"{row.objective:.6g}"
+                writer.writerow([row.job, row.contender, *times, f"{row.ratio:.3f}", row.bar or "", reached])
         print(f"written to {output}")
     return 1 if failures else 0
 

@@ -1,4 +1,4 @@
-"""Benchmarks of the ops on the CPU: `python bench/run.py [greedy] [ops] [--repeats 25] [--output FILE.csv]`.
+"""Benchmarks of the ops on the CPU: `python bench/run.py [greedy] [ops] [peers] [--repeats 25] [--output FILE.csv]`.
 
 Every job checks its result before it is timed; contenders take turns in one process; figures are medians, and ratios
 are what to quote.
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import Row, report, time_job
 
-BENCHES = ("greedy", "ops")
+BENCHES = ("greedy", "ops", "peers")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     failures: list[str] = []
     for bench in options.benches or BENCHES:
         for job in importlib.import_module(f"bench_{bench}").jobs():
+            for label, reason in job.absent.items():
+                print(f"absent from {job.name!r}: {label} ({reason})")
             try:
                 rows += time_job(job, options.repeats)
             except AssertionError as error:

@@ -23,7 +23,9 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     return status, out, err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in ("train", "compare", "band", "variance", "inspect", "bench"))]
+)
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
@@ -31,7 +33,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert len(out) > 200
     assert max(map(len, out.splitlines())) <= 100
-    if words[0] != "bench":
+    if words[0] not in ("bench", "inspect"):
         assert "spectral-kernels" in out
         assert "train.steps=" in out
 
@@ -89,7 +91,8 @@ def test_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert "untrained encoder" in out
     assert "greedy-8, seed 0: step 4" in out
     assert "selection overhead" in out
-    assert sorted(path.name for path in Path("here").iterdir()) == ["last.ckpt", "results.csv", "steps.csv"]
+    files = ["last.ckpt", "monitor.csv", "monitor_spectrum.csv", "results.csv", "steps.csv"]
+    assert sorted(path.name for path in Path("here").iterdir()) == files  # one measurement is no picture yet
     status, out, _ = run(capsys, *words)
     assert status == 0
     assert "finished before" in out

@@ -49,8 +49,9 @@ they mean):
   "compare.strategies=[random, greedy-16]"
 """
 TRAIN_HELP = """\
-Train SimCLR with one selection strategy. Writes last.ckpt, results.csv, steps.csv, and what the SpectrumMonitor saw
-(monitor.csv, monitor_spectrum.csv, monitor.png); the same command goes on where it was stopped.
+Train SimCLR with one selection strategy. Writes last.ckpt, results.csv, steps.csv, and what the
+SpectrumMonitor saw (monitor.csv, monitor_spectrum.csv, monitor.png); the same command goes on where
+it was stopped.
 
 selection.strategy is one of
   random               shuffled epochs
@@ -165,6 +166,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _monitor_files(watched: Monitored) -> list[Path]:
     files = [path for path in (watched.path, spectrum_path(watched.path)) if path.exists()]
+    if not files:  # the run was finished before there was a monitor
+        return files
     try:
         files.append(monitor_plots.monitor(watched.path))
     except (ModuleNotFoundError, ValueError) as error:  # the figures are there all the same

@@ -28,9 +28,10 @@ HELP = """\
 Compare the bounds of the InfoNCE gradient with measured gradients:
   - 16 synthetic settings: 4 temperatures × spectra k^-a, a = 0, 0.5, 1, 2; 4096 anchors each;
   - the embeddings of a real encoder, before and after a short training;
-  - the law of the temperature, and three first experiments: anisotropy and the gradient's norm, selection and
-    diversity, whitening and the gradient's variance.
-Writes band.csv and band.png; the exit status is 1 if one anchor is outside its band. Settings are those of the encoder.
+  - the law of the temperature, and three first experiments: anisotropy and the gradient's norm,
+    selection and diversity, whitening and the gradient's variance.
+Writes band.csv and band.png; the exit status is 1 if one anchor is outside its band. Settings are
+those of the encoder.
 """
 DEFAULTS = ("train.steps=150", "model.width=16")
 

@@ -15,10 +15,11 @@ from spectral_kernels.training.loop import Run
 from spectral_kernels.training.report import aligned
 
 HELP = f"""\
-Total variance of the loss's gradient over {STEPS} batches, with and without in-batch whitening before the loss: at fixed
-parameters (the same ones and the same batches for both), and over {STEPS} consecutive steps of two runs that differ in
-whitening only. Unscaled, after scaling both to the same mean gradient norm, and beside what the upper band predicts.
-Published: a factor of 1.37. Writes variance.csv and variance.png.
+Total variance of the loss's gradient over {STEPS} batches, with and without in-batch whitening before
+the loss: at fixed parameters (the same ones and the same batches for both), and over {STEPS} consecutive
+steps of two runs that differ in whitening only. Unscaled, after scaling both to the same mean
+gradient norm, and beside what the upper band predicts. Published: a factor of 1.37. Writes
+variance.csv and variance.png.
 """
 DEFAULTS = ("model.width=16", "train.steps=300")
 PUBLISHED = 1.37

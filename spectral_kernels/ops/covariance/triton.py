@@ -275,7 +275,7 @@ ROW_TILES = {
     ("tensor", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
     ("fp64", 16): Configuration({"BLOCK": 16, "BLOCK_K": 32}, num_warps=4),
     ("fp64", 32): Configuration({"BLOCK": 32, "BLOCK_K": 32}, num_warps=4),
-    ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8),
+    ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8, num_stages=1),
 }
 TILES = {
     ("ieee", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4, num_stages=1),
