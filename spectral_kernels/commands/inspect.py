@@ -16,9 +16,9 @@ from spectral_kernels.ops.greedy import greedy_select
 
 HELP = """\
 Diagnose embeddings: effective ranks of every order with an error, spectrum, near-duplicates, and
-what batches of them look like. FILE is .npy, .pt (tensors alone) or .safetensors; rows are scaled to unit
-length; the file is read in pieces. Writes FILE's name with _spectrum.csv and _spectrum.png, and with
---subset a diverse subset's row numbers as .npy.
+what batches of them look like. FILE is .npy, .pt (tensors alone) or .safetensors; rows are scaled
+to unit length; the file is read in pieces. Writes FILE's name with _spectrum.csv and
+_spectrum.png, and with --subset a diverse subset's row numbers as .npy.
 """
 
 
