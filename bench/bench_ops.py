@@ -112,7 +112,10 @@ def jobs() -> Iterator[Job]:
 
     yield Job(
         "effective_rank, order 1, 64 batches of 256x128",
-        {"spectral_kernels": entropy_ranks, "torch.linalg.eigvalsh of the matrices": lambda: torch.linalg.eigvalsh(stack)},
+        {
+            "spectral_kernels": entropy_ranks,
+            "torch.linalg.eigvalsh of the matrices": lambda: torch.linalg.eigvalsh(stack),
+        },
         _close(entropy_ranks, lambda: gathered_entropy_rank(pool.double(), indices), 1e-5),
         {"torch.linalg.eigvalsh of the matrices": 3.0},
     )
@@ -171,7 +174,9 @@ def bank_jobs(generator: torch.Generator) -> Iterator[Job]:
     square = torch.randn(2048, 2048, generator=generator)
 
     def select(mask: Tensor | None = None) -> Tensor:
-        return sk.greedy_select(bank, 256, candidates=64, valid=mask, generator=torch.Generator().manual_seed(0)).indices
+        return sk.greedy_select(
+            bank, 256, candidates=64, valid=mask, generator=torch.Generator().manual_seed(0)
+        ).indices
 
     def check_selection() -> None:
         chosen, masked = select(), select(valid)
@@ -193,7 +198,10 @@ def bank_jobs(generator: torch.Generator) -> Iterator[Job]:
     turns = round(len(bank) * 128 * 128 / 2 / 2048**3)
     yield Job(
         "normalise, centre, covariance 1281167x128",
-        {"spectral_kernels": covariance, f"torch, {turns} products 2048x2048": lambda: [square @ square for _ in range(turns)]},
+        {
+            "spectral_kernels": covariance,
+            f"torch, {turns} products 2048x2048": lambda: [square @ square for _ in range(turns)],
+        },
         _close(covariance, lambda: bank_covariance(bank), 1e-5),
         {f"torch, {turns} products 2048x2048": 0.6},
     )

@@ -19,10 +19,14 @@ import spectral_kernels as sk
 
 def rank_of(pool: Tensor) -> Callable[[Any], float]:
     """Order-2 effective rank of the rows that a contender returns."""
-    return lambda rows: float(sk.effective_rank(pool[torch.as_tensor(np.asarray(rows), dtype=torch.int64)].double(), order=2))
+    return lambda rows: float(
+        sk.effective_rank(pool[torch.as_tensor(np.asarray(rows), dtype=torch.int64)].double(), order=2)
+    )
 
 
-def _present(peers: dict[str, tuple[str, Callable[[Any], Callable[[], object]]]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _present(
+    peers: dict[str, tuple[str, Callable[[Any], Callable[[], object]]]],
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Contenders whose package is there, made from its module, and why the others are not."""
     calls, absent = {}, {}
     for label, (module, make) in peers.items():
@@ -207,4 +211,6 @@ def _covariance(z: Tensor) -> Job:
         error = float((ours() - torch.cov(x.T, correction=0)).abs().max() / torch.cov(x.T).abs().max())
         assert error <= 1e-5, f"relative error {error:.1e}"
 
-    return Job("peers: normalise, centre, covariance 65536x128", {"spectral_kernels": ours, **calls}, check, {}, absent=absent)
+    return Job(
+        "peers: normalise, centre, covariance 65536x128", {"spectral_kernels": ours, **calls}, check, {}, absent=absent
+    )

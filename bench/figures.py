@@ -51,7 +51,9 @@ def small_batches() -> None:
             for name, colour in (("plain", COLOURS[1]), ("unbiased", COLOURS[0])):
                 rows = [row for row in table if (row["anisotropy"], row["estimate"]) == (anisotropy, name)]
                 n = [row["n"] for row in rows]
-                axis.fill_between(n, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, alpha=0.25, lw=0)
+                axis.fill_between(
+                    n, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, alpha=0.25, lw=0
+                )
                 axis.plot(n, [r["median"] for r in rows], color=colour, label=name)
             axis.axhline(rows[0]["true"], color=BASELINE, ls=":", label="of 200,000 rows")
             axis.set_xscale("log", base=2)

@@ -85,7 +85,9 @@ def report(rows: Sequence[Row], failures: Sequence[str], output: Path | None) ->
             )
         bar = "" if row.bar is None else f"   asked for: {row.bar:g}x {'met' if row.ratio >= row.bar else 'NOT MET'}"
         reached = "" if row.objective is None else f"   reaches {row.objective:.5g}"
-        print(f"{row.contender:{width}}  {row.p20:9.3f} {row.p50:9.3f} {row.p80:9.3f}   {row.ratio:6.2f}x{reached}{bar}")
+        print(
+            f"{row.contender:{width}}  {row.p20:9.3f} {row.p50:9.3f} {row.p80:9.3f}   {row.ratio:6.2f}x{reached}{bar}"
+        )
     for failure in failures:
         print(f"\nCHECK FAILED, not timed: {failure}", file=sys.stderr)
     print(

@@ -227,7 +227,8 @@ def _open(arguments: argparse.Namespace, command: str, defaults: Sequence[str] =
 
 def _load(config: Config) -> ImageData:
     data = config.data
-    return load(data.name, data.root, download=data.download, fallback=data.fallback)
+    options = {name: getattr(data, name) for name in ("download", "fallback", "size", "corrupt", "workers")}
+    return load(data.name, data.root, **options)
 
 
 @contextmanager

@@ -77,12 +77,17 @@ def _above(section: str, **values: float | None) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """name, root, download, fallback: see `data.load`. long_tail, duplicates: see `data.training_pool`."""
+    """name, root, download, fallback, size, corrupt, workers: see `data.load`. long_tail, duplicates: see
+    `data.training_pool`.
+    """
 
     name: str = "fashion_mnist"
     root: str | None = None
     download: bool = True
     fallback: str | None = None
+    size: int = 224
+    corrupt: str = "refuse"
+    workers: int | None = None
     long_tail: float | None = None
     duplicates: float = 0.0
 
@@ -90,7 +95,9 @@ class DataConfig:
         checks.one_of(self.name, "data.name", NAMES)
         if self.fallback is not None:
             checks.one_of(self.fallback, "data.fallback", ("digits",))
-        _at_least("data", 1, long_tail=self.long_tail)
+        checks.one_of(self.corrupt, "data.corrupt", ("refuse", "skip"))
+        _at_least("data", 8, size=self.size)
+        _at_least("data", 1, long_tail=self.long_tail, workers=self.workers)
         if not 0 <= self.duplicates < 1:
             raise ValueError(f"data.duplicates must be in [0, 1), got {self.duplicates!r}")
 

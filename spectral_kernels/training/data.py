@@ -1,4 +1,4 @@
-"""Image data sets, whole in memory: found on disk, downloaded where that is allowed, or one clear error."""
+"""Image data sets, in memory or mapped there: found on disk, downloaded where that is allowed, or one clear error."""
 
 import gzip
 import importlib
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectral_kernels import checks
 
-NAMES = ("fashion_mnist", "digits")
+NAMES = ("fashion_mnist", "digits", "cifar10", "imagenet100", "folder")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_PATH = "usr/share/datasets/fashion-mnist"
 FASHION_CLASSES = (
@@ -59,8 +59,11 @@ def load(
     *,
     download: bool = True,
     fallback: str | None = None,
+    size: int = 224,
+    corrupt: str = "refuse",
+    workers: int | None = None,
 ) -> ImageData:
-    """Load a data set into memory.
+    """Load a data set into memory, or map it there.
 
     Fashion-MNIST is looked for as IDX files (gzipped or not) in `root`, or, without a root, in
     $SPECTRAL_KERNELS_DATA, ./data/fashion-mnist, ./data/FashionMNIST/raw, an extracted Debian package
@@ -69,10 +72,15 @@ def load(
 
     Args:
         name: `"fashion_mnist"` (60,000 + 10,000 photographs, 1×28×28) or `"digits"` (scikit-learn's bundled
-            1,797 scans of digits, 1×8×8: every fifth one is a test image).
+            1,797 scans of digits, 1×8×8: every fifth one is a test image), `"cifar10"` (the python batches in
+            `root`, in $SPECTRAL_KERNELS_DATA or ./data; 50,000 + 10,000 photographs, 3×32×32), `"imagenet100"`
+            (`root`/train and `root`/val with ImageNet's class folders, of which the 100 of the standard list are
+            taken), `"folder"` (the same of any classes). Of the last two see `folder.read_folder`; pixels are kept in
+            `root`/.spectral_kernels, or in $SPECTRAL_KERNELS_CACHE.
         root: the one folder to look in.
         download: whether torchvision may download.
         fallback: `"digits"`: without a root, use those, and say so in one line, where `name` cannot be had.
+        size, corrupt, workers: of class folders, see `folder.read_folder`.
 
     Raises:
         ValueError: unknown name or fallback, or a file that is not what its name says (the file is named).
@@ -84,6 +92,10 @@ def load(
         checks.one_of(fallback, "fallback", ("digits",))
     if name == "digits":
         return _digits()
+    if name == "cifar10":
+        return _cifar10(root)
+    if name in ("imagenet100", "folder"):
+        return _class_folders(name, root, size, corrupt, workers)
     try:
         return _fashion_mnist(root, download)
     except DataNotFound as error:
@@ -116,6 +128,47 @@ def _digits() -> ImageData:
     test = torch.arange(len(labels)) % 5 == 4
     classes = tuple(str(name) for name in bundle.target_names)
     return ImageData(images[~test], labels[~test], images[test], labels[test], "digits", classes)
+
+
+# --- CIFAR-10 and class folders
+
+
+def _cifar10(root: str | Path | None) -> ImageData:
+    from spectral_kernels.training import cifar
+
+    variable = os.environ.get("SPECTRAL_KERNELS_DATA")
+    roots = [Path(root)] if root is not None else [*([Path(variable)] if variable else []), Path("data")]
+    folder = next((found for place in roots if (found := cifar.cifar_folder(place)) is not None), None)
+    if folder is None:
+        raise DataNotFound(
+            f"no CIFAR-10 in {', '.join(map(str, roots))}: unpack cifar-10-python.tar.gz "
+            f"(https://www.cs.toronto.edu/~kriz/cifar.html) there, so that it holds {cifar.FOLDER}"
+        )
+    train, test = (cifar.read_batches(folder, names) for names in (cifar.TRAIN_FILES, cifar.TEST_FILES))
+    return ImageData(*train, *test, "cifar10", cifar.CLASSES)
+
+
+def _class_folders(name: str, root: str | Path | None, size: int, corrupt: str, workers: int | None) -> ImageData:
+    from spectral_kernels.training import folder
+
+    if root is None:
+        raise ValueError(f"data.name = {name} needs data.root, a folder that holds train and val")
+    variable = os.environ.get("SPECTRAL_KERNELS_CACHE")
+    cache = Path(variable) if variable else Path(root) / ".spectral_kernels"
+    classes = folder.imagenet100_classes() if name == "imagenet100" else None
+    parts = []
+    for split in ("train", "val"):
+        try:
+            parts.append(
+                folder.read_folder(
+                    Path(root) / split, cache, size=size, classes=classes, corrupt=corrupt, workers=workers
+                )
+            )
+        except FileNotFoundError as error:
+            raise DataNotFound(str(error)) from None
+        classes = parts[0].classes  # a class is the same number in both
+    train, test = parts
+    return ImageData(train.images, train.labels, test.images, test.labels, name, train.classes)
 
 
 # --- Fashion-MNIST
