@@ -77,7 +77,7 @@ def test_file(tmp_path: Path) -> None:
         ("optimizer: {name: lars}", r"optimizer\.name must be one of sgd, adamw, got 'lars'"),
         ("optimizer: {warmup: 1}", r"optimizer\.warmup must be in \[0, 1\), got 1"),
         ("model: {dim: 0}", r"model\.dim must be at least 1, got 0"),
-        ("data: {name: imagenet}", r"data\.name must be one of fashion_mnist, digits, cifar10, imagenet100, folder, got 'imagenet'"),
+        ("data: {name: imagenet}", r"data\.name must be one of fashion_mnist, digits, cifar10, .*, got 'imagenet'"),
         ("data: {long_tail: 0.1}", r"data\.long_tail must be at least 1, got 0\.1"),
         ("data: {duplicates: 1}", r"data\.duplicates must be in \[0, 1\), got 1"),
         ("augment: {flip: 2}", r"augment\.flip must be in \[0, 1\], got 2"),
