@@ -16,6 +16,8 @@ from torch import Tensor
 
 import spectral_kernels as sk
 
+PAUSE = 0.05  # OpenBLAS's threads spin for some 20 ms after a product
+
 
 def rank_of(pool: Tensor) -> Callable[[Any], float]:
     """Order-2 effective rank of the rows that a contender returns."""
@@ -84,6 +86,7 @@ def _effective_rank(pool: Tensor, unit: Tensor) -> Job:
         {label: 10.0 for label in calls if label.startswith("apricot")},
         objective=rank_of(pool),
         absent=absent,
+        pause=PAUSE,
     )
 
 
@@ -165,6 +168,7 @@ def _log_determinant(pool: Tensor, unit: Tensor) -> Job:
         {"numpy, Sherman-Morrison": 4.0, "submodlib, lazy": 15.0},
         objective=value,
         absent=absent,
+        pause=PAUSE,
     )
 
 
@@ -192,6 +196,7 @@ def _diversity_score(pool: Tensor) -> Job:
         {},
         objective=lambda score: float(score),
         absent=absent,
+        pause=PAUSE,
     )
 
 

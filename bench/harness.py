@@ -25,6 +25,7 @@ class Job:
         bars: label -> speed-up over that contender that the project asks for.
         objective: what a contender's result is worth, printed beside its time.
         absent: contenders that cannot run here -> why.
+        pause: seconds between turns, in which threads that another library keeps spinning go to sleep.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Job:
     bars: dict[str, float]
     objective: Callable[[Any], float] | None = None
     absent: dict[str, str] = field(default_factory=dict)
+    pause: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def time_job(job: Job, repeats: int) -> list[Row]:
     times: dict[str, list[float]] = {label: [] for label in job.contenders}
     for _ in range(repeats):
         for label, call in job.contenders.items():
+            time.sleep(job.pause)
             begin = time.perf_counter()
             call()
             times[label].append((time.perf_counter() - begin) * 1e3)

@@ -1,0 +1,254 @@
+"""The wall-clock study of docs/wall_clock.md: ten strategies, five seeds, three forms of Fashion-MNIST.
+
+    python bench/study.py run                                        all that is missing, hours
+    python bench/study.py run long_tail --strategy greedy-64 --seed 3 --again     one cell, beside its random run
+    python bench/study.py report                                     tables and picture from the CSVs
+
+The forms are bench/study/*.yaml, written before the runs; targets and budgets are theirs. A cell, one strategy with one
+seed, is bench/results/study/FORM/STRATEGY-seedN.csv; runs are resumed from runs/study.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectral_kernels.figures import BASELINE, COLOURS, drawing
+from spectral_kernels.files import replace_file, write_csv
+from spectral_kernels.training.compare import Comparison, RunRecord
+from spectral_kernels.training.config import Config, read_config
+from spectral_kernels.training.data import load
+from spectral_kernels.training.loop import PARTS
+from spectral_kernels.training.progress import Progress
+from spectral_kernels.training.report import bootstrap, first_reach, target_accuracy
+
+ROOT = Path(__file__).parent.parent
+FORMS = {path.stem: path for path in sorted((ROOT / "bench" / "study").glob("*.yaml"))}
+RESULTS = ROOT / "bench" / "results" / "study"
+RUNS = Path("runs") / "study"
+# a step of this many times the median did not compute all that time: the machine had put the process to sleep
+SUSPENDED = 10
+
+
+def cell_path(form: str, strategy: str, seed: int) -> Path:
+    return RESULTS / form / f"{strategy}-seed{seed}.csv"
+
+
+def cell_rows(record: RunRecord) -> list[dict[str, Any]]:
+    """A row an evaluation; seconds are cumulated training time, a suspended step counting as the median one."""
+    totals = [sum(row[part] for part in PARTS) for row in record.steps]
+    usual = statistics.median(totals)
+    rows = []
+    for evaluation in record.evaluations:
+        done = int(evaluation["step"])
+        before = int(rows[-1]["step"]) if rows else 0
+        kept = [row for row, total in zip(record.steps[:done], totals, strict=False) if total <= SUSPENDED * usual]
+        scale = done / len(kept) if kept else 0.0
+        parts = {part: scale * sum(row[part] for row in kept) for part in PARTS}
+        ranks = [
+            row["effective_rank"] for row in record.steps[before:done] if row["effective_rank"] == row["effective_rank"]
+        ]
+        rows.append({
+            "step": done, "seconds": round(sum(parts.values()), 4),
+            **{part: round(seconds, 4) for part, seconds in parts.items()}, "suspended": done - len(kept),
+            "effective_rank": round(statistics.fmean(ranks), 4) if ranks else "",
+            **{metric: round(evaluation[metric], 5) for metric in ("linear", "knn20", "knn200")},
+        })  # fmt: skip
+    return rows
+
+
+def read_cell(path: Path) -> RunRecord:
+    """A cell's evaluations; its steps are not kept."""
+    with path.open(newline="") as file:
+        rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+    strategy, _, seed = path.stem.rpartition("-seed")
+    return RunRecord(strategy, int(seed), [], rows)
+
+
+def run(form: str, strategies: Sequence[str], seeds: Sequence[int], again: bool) -> None:
+    """Run the cells that are missing, seed by seed, random beside them: wall-clock is compared within a seed."""
+    config = read_config(FORMS[form])
+    data = load(config.data.name, config.data.root, download=config.data.download)
+    for seed in seeds or config.compare.seeds:
+        wanted = [name for name in config.compare.strategies if not strategies or name in strategies]
+        missing = [name for name in wanted if again or not cell_path(form, name, seed).exists()]
+        if not missing:
+            continue
+        names = tuple(dict.fromkeys(["random", *missing]))
+        part = replace(config, compare=replace(config.compare, strategies=names, seeds=(seed,)))
+        comparison = Comparison(part, data, RUNS / form / ("again" if again else ""))
+        if again:
+            comparison.forget()
+        with Progress(config.train, len(names)) as progress:
+            records = comparison.records(progress)
+        for record in records:
+            if record.strategy in missing:
+                write_csv(cell_path(form, record.strategy, seed), cell_rows(record))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A strategy on one form. saved: share of random's seconds to the target, with its 95 % interval, by seeds drawn
+    together for both; reached: by how many seeds, the others counting with their whole budget. slower: its step beside
+    random's, in %.
+    """
+
+    strategy: str
+    seeds: int
+    reached: int
+    steps: float
+    saved: tuple[float, float, float] | None
+    slower: float
+    linear: str
+    rank: float
+
+
+def lines_of(form: str) -> tuple[Config, float | None, list[Line]]:
+    """Config, target and a line for every strategy of which at least two seeds are there beside random's."""
+    config = read_config(FORMS[form])
+    cells = {(r.strategy, r.seed): r for path in sorted((RESULTS / form).glob("*.csv")) for r in [read_cell(path)]}
+    baseline = {seed: record for (name, seed), record in cells.items() if name == "random"}
+    if len(baseline) < 2:
+        return config, None, []
+    target = target_accuracy(baseline.values(), config)
+    found = []
+    for name in config.compare.strategies:
+        seeds = sorted(seed for strategy, seed in cells if strategy == name and seed in baseline)
+        if len(seeds) >= 2:
+            found.append(_line(name, [cells[name, seed] for seed in seeds], [baseline[seed] for seed in seeds], target))
+    return config, target, found
+
+
+def _line(name: str, own: Sequence[RunRecord], usual: Sequence[RunRecord], target: float) -> Line:
+    reached = [first_reach(record, target) for record in own]
+    ends = [row or record.evaluations[-1] for row, record in zip(reached, own, strict=True)]
+    random_ends = [first_reach(record, target) or record.evaluations[-1] for record in usual]
+    times, base = [row["seconds"] for row in ends], [row["seconds"] for row in random_ends]
+    final = bootstrap([record.evaluations[-1]["linear"] for record in own])
+    whole = sum(record.evaluations[-1]["seconds"] for record in own)
+    half = [row["effective_rank"] for record in own for row in record.evaluations[1 + len(record.evaluations) // 2 :]]
+    interval = (
+        f" [{100 * final.low:.1f}, {100 * final.high:.1f}]" if final.low is not None and final.high is not None else ""
+    )
+    return Line(
+        strategy=name, seeds=len(own), reached=sum(row is not None for row in reached),
+        steps=statistics.fmean(row["step"] for row in ends), saved=None if name == "random" else _saved(times, base),
+        slower=100 * (whole / sum(record.evaluations[-1]["seconds"] for record in usual) - 1),
+        linear=f"{100 * final.mean:.1f}{interval}", rank=statistics.fmean(half),
+    )  # fmt: skip
+
+
+def _saved(times: Sequence[float], base: Sequence[float], resamples: int = 10_000) -> tuple[float, float, float]:
+    """1 − Σ times / Σ base, and its 95 % percentile-bootstrap interval over the seeds."""
+    own, usual = torch.tensor(times, dtype=torch.float64), torch.tensor(base, dtype=torch.float64)
+    draws = torch.randint(len(own), (resamples, len(own)), generator=torch.Generator().manual_seed(0))
+    saved = (1 - own[draws].sum(1) / usual[draws].sum(1)).sort().values
+    low, high = (float(saved[round(q * (resamples - 1))]) for q in (0.025, 0.975))
+    return float(1 - own.sum() / usual.sum()), low, high
+
+
+def markdown() -> str:
+    """The tables of docs/wall_clock.md."""
+    parts = []
+    for form in FORMS:
+        config, target, lines = lines_of(form)
+        title = form.replace("_", " ").capitalize()
+        if target is None:
+            parts.append(f"### {title}\n\nNot run yet.\n")
+            continue
+        seeds = {line.seeds for line in lines}
+        header = ["strategy", "seeds", "reached", "steps to the target", "seconds saved, % [95 %]", "step longer by, %"]
+        header += ["final linear probe, %", "R₂"]
+        rows = [
+            [
+                line.strategy, str(line.seeds), f"{line.reached}", f"{line.steps:.0f}",
+                "" if line.saved is None else "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * value for value in line.saved)),
+                f"{line.slower:.1f}", line.linear, f"{line.rank:.1f}",
+            ]
+            for line in lines
+        ]  # fmt: skip
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+        share = 100 * config.compare.target_share
+        parts.append(
+            f"### {title}\n\nTarget: linear probe {100 * target:.1f} %, what random has reached at {share:.0f} % of "
+            f"{config.train.steps} steps (mean of its seeds). {min(seeds)} to {max(seeds)} of "
+            f"{len(config.compare.seeds)} seeds.\n\n"
+            f"{table}\n"
+        )
+    return "\n".join(parts)
+
+
+def draw(path: Path) -> None:
+    """Seconds saved with their intervals, and accuracy against time, form by form."""
+    found = {form: lines_of(form) for form in FORMS}
+    found = {form: content for form, content in found.items() if content[1] is not None}
+    with drawing(path) as pyplot:
+        _, axes = pyplot.subplots(2, len(found), figsize=(1 + 4.2 * len(found), 6.4), squeeze=False)
+        for column, (form, (_, target, lines)) in enumerate(found.items()):
+            axis, shown = axes[0, column], [line for line in lines if line.saved is not None]
+            for place, line in enumerate(reversed(shown)):
+                assert line.saved is not None
+                mean, low, high = (100 * value for value in line.saved)
+                axis.plot([low, high], [place, place], color=COLOURS[0], lw=2)
+                axis.plot(mean, place, "o", color=COLOURS[0], ms=5)
+            axis.axvline(0, color=BASELINE, lw=0.8)
+            axis.set_yticks(range(len(shown)), [line.strategy for line in reversed(shown)])
+            axis.set_title(form.replace("_", " "))
+            axis.set_xlabel("seconds to the target saved, %")
+            axis = axes[1, column]
+            for name, colour in (("random", BASELINE), ("greedy-64", COLOURS[1]), ("pool-high", COLOURS[2])):
+                records = [read_cell(p) for p in sorted((RESULTS / form).glob(f"{name}-seed*.csv"))]
+                rows = list(zip(*(record.evaluations for record in records), strict=True))
+                seconds = [statistics.fmean(row["seconds"] for row in at) for at in rows]
+                axis.plot(
+                    seconds,
+                    [100 * statistics.fmean(row["linear"] for row in at) for at in rows],
+                    color=colour,
+                    label=name,
+                )
+            assert target is not None
+            axis.axhline(100 * target, color=BASELINE, lw=0.8, ls=":")
+            axis.set_xlabel("seconds of training")
+            axis.set_ylabel("linear probe, %")
+            axis.legend(loc="lower right")
+
+
+BEGIN, END = "<!-- bench/study.py: begin -->\n", "<!-- bench/study.py: end -->\n"
+
+
+def report(text: Path = ROOT / "docs" / "wall_clock.md") -> None:
+    """Rewrite the tables in the text, and the picture beside it."""
+    before, rest = text.read_text(encoding="utf-8").split(BEGIN)
+    content = f"{before}{BEGIN}\n{markdown()}\n{END}{rest.split(END)[1]}"
+    replace_file(text, lambda file: file.write(content))
+    draw(text.with_suffix(".png"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run", help="run what is missing")
+    runner.add_argument("forms", nargs="*", metavar="FORM", help=", ".join(FORMS))
+    runner.add_argument("--strategy", action="append", default=[], help="only this one; may be repeated")
+    runner.add_argument("--seed", action="append", default=[], type=int, help="only this one; may be repeated")
+    runner.add_argument("--again", action="store_true", help="run also what is there, from the start")
+    commands.add_parser("report", help="tables and picture from the CSVs")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
+        report()
+        return
+    unknown = sorted(set(arguments.forms) - set(FORMS))
+    if unknown:
+        parser.error(f"no form {unknown[0]!r}; there are {', '.join(FORMS)}")
+    for form in arguments.forms or FORMS:
+        run(form, arguments.strategy, arguments.seed, arguments.again)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
