@@ -83,6 +83,23 @@ def test_resume_is_bit_identical(strategy: str, optimizer: str, tmp_path: Path) 
         assert any(row[STEP_COLUMNS.index("chosen")] for row in whole.steps)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_overlapped_selection(strategy: str, tmp_path: Path) -> None:
+    """Resumed bit by bit; chosen from the bank of one step before; random batches are those without overlap."""
+    data, steps = blobs(), {"steps": 8, "checkpoint_every": 3}
+    config = with_strategy(strategy, selection={"overlap": True}, train=steps)
+    whole = train(config, data, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(config, data, tmp_path / "parts", KillAt(5))
+    assert_same(state_of(whole), state_of(train(config, data, tmp_path / "parts")))
+    plain = train(with_strategy(strategy, train=steps), data)
+    losses = [[row[0] for row in run.steps] for run in (whole, plain)]
+    assert (losses[0] == losses[1]) == (strategy == "random")
+    chosen = STEP_COLUMNS.index("chosen")
+    # warm one step later
+    assert sum(row[chosen] for row in plain.steps) - sum(row[chosen] for row in whole.steps) == (strategy != "random")
+
+
 @pytest.mark.parametrize("strategy", ["greedy-4", "pool-low"])
 def test_resume_without_replacement(strategy: str, tmp_path: Path) -> None:
     """Later batches of an epoch depend on what earlier ones took; the second half ends an epoch of 10."""

@@ -144,7 +144,8 @@ class SelectionConfig:
     """strategy: of `train`; see `parse_strategy`. draws: of the pool selector. window: (low, high)
     effective rank. min_seen: batches are random until this share of the pool has an embedding in the
     memory bank. replacement: each batch chooses from the whole pool, instead of from what an epoch has
-    left.
+    left. overlap: the next batch is chosen, by a thread of its own, while this one trains; the bank it is
+    chosen from is then one step older.
     """
 
     strategy: str = "greedy-64"
@@ -152,6 +153,7 @@ class SelectionConfig:
     window: tuple[float, float] | None = None
     min_seen: float = 0.9
     replacement: bool = True
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         _at_least("selection", 1, draws=self.draws)

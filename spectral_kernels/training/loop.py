@@ -13,6 +13,7 @@ from torch import Tensor
 import spectral_kernels as sk
 from spectral_kernels.selection import GreedyBatchSampler, MemoryBank, PoolBatchSampler, RandomBatchSampler
 from spectral_kernels.training import checkpoint
+from spectral_kernels.training.ahead import Ahead, Chosen
 from spectral_kernels.training.augment import Augment, Normalize
 from spectral_kernels.training.config import Config, Strategy
 from spectral_kernels.training.data import ImageData, training_pool
@@ -30,7 +31,7 @@ PARTS = ("selection", "data", "compute")  # of a step's wall-clock
 STEP_COLUMNS = ("loss", "effective_rank", "chosen", *PARTS)
 CHECKPOINT_FIELDS = (
     "config", "data", "finished", "step", "seconds", "steps", "evaluations",
-    "model", "optimizer", "generator", "sampler", "bank",
+    "model", "optimizer", "generator", "sampler", "pending", "bank",
 )  # fmt: skip
 
 
@@ -147,6 +148,7 @@ class Run:
         self.steps: list[list[float]] = []
         self.evaluations: list[dict[str, float]] = []
         self._batches = self._iterate()
+        self._ahead = Ahead(self._choose, self.device)
         if self.path is not None and self.path.exists():
             self.load(self.path)
 
@@ -164,6 +166,9 @@ class Run:
             self.sampler.set_epoch(epoch)
             yield from self.sampler
 
+    def _choose(self) -> Chosen:
+        return Chosen(next(self._batches), self.sampler.last_selection is not None)
+
     # --- training
 
     def advance(self, until: int, observer: Observer | None = None) -> None:
@@ -175,13 +180,16 @@ class Run:
             Diverged: NaN or Inf in a projection or a parameter; last.ckpt keeps the last good state.
         """
         train = self.config.train
+        overlap = self.config.selection.overlap and self.strategy.kind != "random"
         self.model.train()
         while self.step < until and not self.done:
             clock = Clock(self.device)
-            chosen = next(self._batches)
+            chosen = self._ahead.take()
+            if overlap:  # from the bank as it is now
+                self._ahead.start()
             clock.split("selection")
 
-            indices = torch.tensor(chosen, device=self.device)
+            indices = torch.tensor(chosen.rows, device=self.device)
             images = self.pool[indices]
             views = self.augment(images.repeat(2, 1, 1, 1), self.generator)
             clock.split("data")
@@ -194,10 +202,11 @@ class Run:
             clock.split("compute")
 
             if self.strategy.kind != "random":
+                self._ahead.settle()
                 self.bank.update(indices, self.last.embeddings)
                 clock.split("selection")
 
-            self._record(self.last, clock)
+            self._record(self.last, clock, chosen.selected)
             if self.step % train.checkpoint_every == 0:
                 self.save()
             if observer is not None:
@@ -215,12 +224,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress, self.config.optimizer)
 
-    def _record(self, last: Forward, clock: Clock) -> None:
+    def _record(self, last: Forward, clock: Clock, selected: bool) -> None:
         rank = float("nan")
         if self.step % self.config.train.rank_every == 0:  # off the clock: a measurement, not part of training
             rank = float(sk.effective_rank(last.embeddings, order=2))
-        chosen = float(self.sampler.last_selection is not None)  # 0: a random batch, as while the bank is cold
-        self.steps.append([last.loss.item(), rank, chosen, *clock.seconds.values()])
+        self.steps.append([last.loss.item(), rank, float(selected), *clock.seconds.values()])
         self.step += 1
         for part, seconds in clock.seconds.items():
             self.seconds[part] += seconds
@@ -315,6 +323,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "sampler": self.sampler.state_dict(),
+            "pending": None if self._ahead.pending is None else tuple(self._ahead.pending),
             "bank": None if self.strategy.kind == "random" else self.bank.state_dict(),
             "steps": torch.tensor(self.steps, dtype=torch.float64).reshape(-1, len(STEP_COLUMNS)),
             "evaluations": [dict(evaluation) for evaluation in self.evaluations],
@@ -337,6 +346,7 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         self.steps, self.evaluations = state["steps"].tolist(), state["evaluations"]
         self._batches = self._iterate()
+        self._ahead.pending = None if state["pending"] is None else Chosen(*state["pending"])
 
     def _diverged(self, reason: str) -> Diverged:
         kept = f"the last good state is in {self.path}" if self.path and self.path.exists() else "no state was saved"
