@@ -42,7 +42,9 @@ examples:
 import spectral_kernels as sk.
 """
 CONFIG_HELP = """\
-Configs that come with the package: {names}; or name a YAML file.
+Configs that come with the package:
+  {names}
+or name a YAML file.
 Every setting can be changed by its dotted name (spectral_kernels/training/config.py says what
 they mean):
   train.steps=500 train.seed=3 optimizer.lr=0.1 data.long_tail=100

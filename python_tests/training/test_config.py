@@ -74,7 +74,7 @@ def test_file(tmp_path: Path) -> None:
         ("train: {steps: 5, batch_size: 1}", r"train\.batch_size must be at least 2, got 1"),
         ("train: {steps: 5, device: tpu}", r"train\.device must be one of auto, cpu, cuda, got 'tpu'"),
         ("optimizer: {lr: .nan}", r"optimizer\.lr must be a finite number above 0, got nan"),
-        ("optimizer: {name: lars}", r"optimizer\.name must be one of sgd, adamw, got 'lars'"),
+        ("optimizer: {name: lamb}", r"optimizer\.name must be one of sgd, lars, adamw, got 'lamb'"),
         ("optimizer: {warmup: 1}", r"optimizer\.warmup must be in \[0, 1\), got 1"),
         ("model: {dim: 0}", r"model\.dim must be at least 1, got 0"),
         ("data: {name: imagenet}", r"data\.name must be one of fashion_mnist, digits, cifar10, .*, got 'imagenet'"),
@@ -109,7 +109,7 @@ def test_bad_overrides() -> None:
         read_config("tiny", ["faster"])
     with pytest.raises(ValueError, match=r"unknown key train\.step; did you mean train\.steps"):
         read_config("tiny", ["train.step=3"])
-    with pytest.raises(FileNotFoundError, match="no config 'tinny': name a YAML file or one of demo"):
+    with pytest.raises(FileNotFoundError, match="no config 'tinny': name a YAML file or one of cifar10_simclr, demo"):
         read_config("tinny")
 
 

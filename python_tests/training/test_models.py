@@ -58,7 +58,7 @@ def test_projection_head() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="name must be one of conv4, resnet18, got 'vit'"):
+    with pytest.raises(ValueError, match="name must be one of conv4, resnet18, resnet50, got 'vit'"):
         encoder("vit", 3)
     with pytest.raises(ValueError, match="in_channels must be at least 1, got 0"):
         encoder("conv4", 0)

@@ -16,7 +16,7 @@ from spectral_kernels.ops.pool import POLICIES
 from spectral_kernels.ops.whitening import METHODS
 from spectral_kernels.training.augment import DEFAULTS, AugmentConfig
 from spectral_kernels.training.data import NAMES, require
-from spectral_kernels.training.models import ENCODERS
+from spectral_kernels.training.models import ENCODERS, STEMS
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -104,23 +104,25 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """encoder, width: see `models.encoder`. hidden, dim: of the projection head."""
+    """encoder, width, stem: see `models.encoder`. hidden, dim: of the projection head."""
 
     encoder: str = "conv4"
     width: int | None = None
+    stem: str = "cifar"
     hidden: int = 256
     dim: int = 128
 
     def __post_init__(self) -> None:
         checks.one_of(self.encoder, "model.encoder", ENCODERS)
+        checks.one_of(self.stem, "model.stem", STEMS)
         _at_least("model", 1, width=self.width, hidden=self.hidden, dim=self.dim)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """name: `"sgd"` or `"adamw"`. lr: peak learning rate, reached after `warmup` (share of the budget),
-    then a cosine down to 0. momentum: of SGD (Nesterov where `nesterov`). weight_decay: not on biases and
-    normalisation.
+    """name: `"sgd"`, `"lars"` or `"adamw"`. lr: peak learning rate, reached after `warmup` (share of the budget),
+    then a cosine down to 0. momentum: of SGD (Nesterov where `nesterov`) and LARS, eta: of LARS. weight_decay: not on
+    biases and normalisation.
     """
 
     name: str = "sgd"
@@ -128,11 +130,12 @@ class OptimizerConfig:
     warmup: float = 0.05
     momentum: float = 0.9
     nesterov: bool = False
+    eta: float = 0.02
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        checks.one_of(self.name, "optimizer.name", ("sgd", "adamw"))
-        _above("optimizer", lr=self.lr)
+        checks.one_of(self.name, "optimizer.name", ("sgd", "lars", "adamw"))
+        _above("optimizer", lr=self.lr, eta=self.eta)
         _at_least("optimizer", 0, weight_decay=self.weight_decay)
         for name in ("warmup", "momentum"):
             if not 0 <= getattr(self, name) < 1:

@@ -5,33 +5,43 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectral_kernels import checks
+from spectral_kernels.training.data import import_torchvision
 
-ENCODERS = ("conv4", "resnet18")
+ENCODERS = ("conv4", "resnet18", "resnet50")
+STEMS = ("cifar", "imagenet")
 
 
-def encoder(name: str, in_channels: int, *, width: int | None = None) -> tuple[nn.Module, int]:
+def encoder(name: str, in_channels: int, *, width: int | None = None, stem: str = "cifar") -> tuple[nn.Module, int]:
     """An image encoder, (B, in_channels, H, W) to (B, feature_dim).
 
     Args:
         name: `"conv4"`: four 3×3 convolutions of stride 2 with `width`, 2, 4 and 8 times `width` channels,
-            for images of 28 pixels or so on a CPU. `"resnet18"`: ResNet-18 with the stem for CIFAR's 32
-            pixels (3×3, stride 1, no pooling; He et al. 2016, as SimCLR appendix B.9).
+            for images of 28 pixels or so on a CPU. `"resnet18"`, `"resnet50"` (He et al. 2016).
         in_channels: of the images.
-        width: channels of the first stage; None: 32 for conv4, 64 for resnet18.
+        width: channels of the first stage; None: 32 for conv4, 64 for the others; another one only for conv4 and for
+            resnet18 with CIFAR's stem.
+        stem: of the ResNets: `"cifar"` for 32 pixels (3×3, stride 1, no pooling; SimCLR appendix B.9), `"imagenet"`
+            (7×7, stride 2, pooling).
 
     Returns:
-        The module, initialised from torch's global generator, and feature_dim (8 × width).
+        The module, initialised from torch's global generator, and feature_dim (8 × width, resnet50: 2048).
 
     Raises:
-        ValueError: unknown name, in_channels or width below 1.
+        ValueError: unknown name or stem, in_channels or width below 1, a width that an encoder has not.
+        ImportError: torchvision, which has the ResNet-50 and ImageNet's stem, is missing.
     """
     checks.one_of(name, "name", ENCODERS)
+    checks.one_of(stem, "stem", STEMS)
     checks.integer(in_channels, "in_channels", 1)
     if name == "conv4":
         width = checks.integer(32 if width is None else width, "width", 1)
         return _conv4(in_channels, width), 8 * width
     width = checks.integer(64 if width is None else width, "width", 1)
-    return ResNet18(in_channels, width), 8 * width
+    if name == "resnet18" and stem == "cifar":
+        return ResNet18(in_channels, width), 8 * width
+    if width != 64:
+        raise ValueError(f"width must be 64 with name = {name!r} and stem = {stem!r}, got {width}")
+    return _torchvision_resnet(name, in_channels, stem)
 
 
 def projection_head(feature_dim: int, hidden: int, dim: int) -> nn.Module:
@@ -48,6 +58,18 @@ def projection_head(feature_dim: int, hidden: int, dim: int) -> nn.Module:
         nn.ReLU(inplace=True),
         nn.Linear(hidden, dim),
     )
+
+
+def _torchvision_resnet(name: str, in_channels: int, stem: str) -> tuple[nn.Module, int]:
+    network = getattr(import_torchvision("models"), name)(weights=None)
+    features = network.fc.in_features
+    network.fc = nn.Identity()
+    if stem == "cifar":
+        network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    elif in_channels != 3:
+        network.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+    return network, features
 
 
 def _conv4(in_channels: int, width: int) -> nn.Module:

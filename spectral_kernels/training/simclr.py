@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import spectral_kernels as sk
 from spectral_kernels.training.config import ModelConfig, OptimizerConfig
+from spectral_kernels.training.lars import LARS
 from spectral_kernels.training.models import encoder, projection_head
 
 
@@ -24,7 +25,7 @@ class SimCLR(nn.Module):
     def __init__(self, config: ModelConfig, in_channels: int, whiten: str | None = None) -> None:
         super().__init__()
         self.whitening = None if whiten is None else sk.Whitening(config.dim, method=whiten)
-        self.encoder, feature_dim = encoder(config.encoder, in_channels, width=config.width)
+        self.encoder, feature_dim = encoder(config.encoder, in_channels, width=config.width, stem=config.stem)
         self.head = projection_head(feature_dim, config.hidden, config.dim)
 
     def forward(self, views: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def forward_loss(model: SimCLR, views: Tensor, temperature: float, amp: bool) ->
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW; biases and normalisation layers (parameters of one dimension) are not decayed."""
+    """SGD, LARS or AdamW; biases and normalisation layers (parameters of one dimension) are not decayed."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -79,6 +80,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
+    if config.name == "lars":
+        return LARS(groups, config.lr, momentum=config.momentum, eta=config.eta)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
