@@ -53,7 +53,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["train", "--config", "tinny"], "no config 'tinny': name a YAML file or one of cifar10_simclr, demo,"),
+        (["train", "--config", "tinny"], "no config 'tinny': name a YAML file or one of cifar10_moco, cifar10_simclr,"),
         (["train", "--config", "tiny", "train.stpes=3"], "unknown key train.stpes; did you mean train.steps?"),
         (["train", "--config", "tiny", "selection.strategy=best"], "unknown strategy 'best'"),
         (["compare", "--config", "tiny", "compare.strategies=[greedy-8]"], "has no 'random' to take the target from"),

@@ -119,6 +119,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class MoCoConfig:
+    """queue: keys kept as negatives. momentum: of the key encoder, the share of itself that it keeps in a step."""
+
+    queue: int = 65536
+    momentum: float = 0.999
+
+    def __post_init__(self) -> None:
+        _at_least("moco", 2, queue=self.queue)
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"moco.momentum must be in [0, 1], got {self.momentum!r}")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """name: `"sgd"`, `"lars"` or `"adamw"`. lr: peak learning rate, reached after `warmup` (share of the budget),
     then a cosine down to 0. momentum: of SGD (Nesterov where `nesterov`) and LARS, eta: of LARS. weight_decay: not on
@@ -176,7 +189,8 @@ class SelectionConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """steps, seconds: the budget, exactly one of them; seconds are training wall-clock, evaluation excluded.
+    """method: `"simclr"` or `"moco"` (MoCo-v2). steps, seconds: the budget, exactly one of them; seconds are
+    training wall-clock, evaluation excluded.
     temperature: of NT-Xent. whiten: method of in-batch whitening before the loss (`whiten`); None: only where the
     strategy says `+whiten`, by Cholesky.
     amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic.
@@ -186,6 +200,7 @@ class TrainConfig:
 
     seed: int = 0
     batch_size: int = 256
+    method: str = "simclr"
     steps: int | None = None
     seconds: float | None = None
     temperature: float = 0.2
@@ -206,6 +221,7 @@ class TrainConfig:
         _at_least("train", 1, steps=self.steps, rank_every=self.rank_every, checkpoint_every=self.checkpoint_every)
         _at_least("train", 2, batch_size=self.batch_size)
         _above("train", seconds=self.seconds, temperature=self.temperature)
+        checks.one_of(self.method, "train.method", ("simclr", "moco"))
         if self.whiten is not None:
             checks.one_of(self.whiten, "train.whiten", METHODS)
         checks.one_of(self.device, "train.device", ("auto", "cpu", "cuda"))
@@ -262,6 +278,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # read from a file: the data set's own
     model: ModelConfig = field(default_factory=ModelConfig)
+    moco: MoCoConfig = field(default_factory=MoCoConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000))

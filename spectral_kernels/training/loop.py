@@ -18,6 +18,7 @@ from spectral_kernels.training.augment import Augment, Normalize
 from spectral_kernels.training.config import Config, Strategy
 from spectral_kernels.training.data import ImageData, training_pool
 from spectral_kernels.training.evaluate import Evaluator
+from spectral_kernels.training.moco import MoCo, forward_moco
 from spectral_kernels.training.simclr import (
     Diverged,
     Forward,
@@ -155,11 +156,20 @@ class Run:
     def _make_model(self, channels: int) -> SimCLR:
         with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: leave it as it was
             torch.manual_seed(derive_seed(self.config.train.seed, "model"))
-            whiten = self.config.train.whiten or ("cholesky" if self.strategy.whiten else None)
-            model = SimCLR(self.config.model, channels, whiten)
+            model = self._new_model(channels)
         if self.config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
+
+    def _new_model(self, channels: int) -> SimCLR:
+        config, whiten = self.config, self.config.train.whiten or ("cholesky" if self.strategy.whiten else None)
+        if config.train.method == "simclr":
+            return SimCLR(config.model, channels, whiten)
+        if whiten is not None:
+            raise ValueError(
+                f"train.method = moco has no whitening, got whiten = {whiten!r}, strategy {self.strategy.name!r}"
+            )
+        return MoCo(config.model, config.moco, channels)
 
     def _iterate(self) -> Iterator[list[int]]:
         for epoch in count(self.sampler.epoch):
@@ -214,9 +224,13 @@ class Run:
 
     def _forward(self, views: Tensor) -> Forward:
         try:
-            return forward_loss(self.model, views, self.config.train.temperature, self.amp)
+            return self._losses(views)
         except Diverged as error:
             raise self._diverged(str(error)) from None
+
+    def _losses(self, views: Tensor) -> Forward:
+        forward = forward_moco if isinstance(self.model, MoCo) else forward_loss
+        return forward(self.model, views, self.config.train.temperature, self.amp)  # type: ignore[arg-type]
 
     def _set_learning_rate(self) -> None:
         train = self.config.train
@@ -288,7 +302,7 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(0)
         views = self.augment(self.pool[:size].repeat(2, 1, 1, 1), generator)
         self.model.train()
-        forward_loss(self.model, views, self.config.train.temperature, self.amp).loss.backward()
+        self._losses(views).loss.backward()
         self.optimizer.zero_grad()
         self.model.load_state_dict(state)  # batch statistics moved
 

@@ -6,6 +6,7 @@ from spectral_kernels.monitor import SpectrumMonitor
 from spectral_kernels.monitor.lightning import gradient_norm
 from spectral_kernels.training import loop
 from spectral_kernels.training.loop import Run
+from spectral_kernels.training.moco import MoCo
 
 
 class Monitored(loop.Observer):
@@ -26,7 +27,8 @@ class Monitored(loop.Observer):
 
     def opened(self, run: Run) -> None:
         temperature = run.config.train.temperature
-        self.monitor = SpectrumMonitor(self.path, temperature=temperature, **self.options)  # type: ignore[arg-type]
+        loss = "info_nce" if isinstance(run.model, MoCo) else "nt_xent"
+        self.monitor = SpectrumMonitor(self.path, temperature=temperature, loss=loss, **self.options)  # type: ignore[arg-type]
         self.then.opened(run)
 
     def step(self, run: Run) -> None:
@@ -36,6 +38,7 @@ class Monitored(loop.Observer):
             run.step,
             run.last.first,
             run.last.second,
+            queue=run.model.queue if isinstance(run.model, MoCo) else None,
             value=run.steps[-1][0],
             gradient_norm=gradient_norm(run.model),
             bank=run.bank if chosen else None,

@@ -73,7 +73,7 @@ def forward_loss(model: SimCLR, views: Tensor, temperature: float, amp: bool) ->
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """SGD, LARS or AdamW; biases and normalisation layers (parameters of one dimension) are not decayed."""
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
