@@ -23,6 +23,7 @@ from spectral_kernels.training.loop import train
 from spectral_kernels.training.monitoring import Monitored
 from spectral_kernels.training.progress import Progress
 from spectral_kernels.training.simclr import Diverged
+from spectral_kernels.training.termination import Terminated, stopped_by_sigterm
 
 DESCRIPTION = """\
 Measure and steer the diversity (the effective rank) of the batches of contrastive learning.
@@ -87,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         return int(arguments.run(arguments) or 0)
+    except Terminated as stopped:
+        print(f"spectral-kernels: {stopped}; the same command goes on from there", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print(
             "spectral-kernels: interrupted; the same command goes on from the last checkpoint",
@@ -155,9 +159,9 @@ def _train(arguments: argparse.Namespace) -> None:
         (out / "last.ckpt").unlink(missing_ok=True)
     data = _load(config)
     print(f"Training on {data.name} with {config.selection.strategy} batches, writing to {out}", flush=True)
-    with Progress(config.train) as progress, _hint(out):
-        watched = Monitored(out / "monitor.csv", progress) if arguments.monitor else None
-        run = train(config, data, out, watched or progress)
+    with Progress(config.train) as progress, _hint(out), stopped_by_sigterm(progress) as observer:
+        watched = Monitored(out / "monitor.csv", observer) if arguments.monitor else None
+        run = train(config, data, out, watched or observer)
     record = run_record(run.config, run.state_dict())
     files = [run.path, *report.write_runs(out, [record])]
     print(f"\n{report.run_table(record)}\n")
@@ -189,8 +193,8 @@ def _compare(arguments: argparse.Namespace) -> None:
         flush=True,
     )
     began = time.monotonic()
-    with Progress(config.train, runs) as progress, _hint(out):
-        records = comparison.records(progress)
+    with Progress(config.train, runs) as progress, _hint(out), stopped_by_sigterm(progress) as observer:
+        records = comparison.records(observer)
     summary = report.summarise(records, config)
     files = report.write(out, records, summary, config, data.name)
     print(f"\n{report.table(summary, config, data.name)}\n")
