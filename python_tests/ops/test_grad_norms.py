@@ -85,3 +85,47 @@ def test_same_for_any_number_of_threads() -> None:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def by_hand(query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, loss: str) -> list[float]:
+    """‖(w/τ)(m_q − v₊)‖² with forty digits, from the definition."""
+    mp = pytest.importorskip("mpmath").mp.clone()
+    mp.dps = 40
+
+    def unit(rows: Tensor) -> list[list[object]]:
+        lists = [[mp.mpf(x) for x in row] for row in rows.tolist()]
+        return [[x / mp.sqrt(mp.fsum(y * y for y in row)) for x in row] for row in lists]
+
+    q, k = unit(query), unit(key)
+    anchors, own = (q + k, k + q) if loss == "nt_xent" else (q, k)
+    others = anchors if loss == "nt_xent" else k if queue is None else unit(queue)
+    found = []
+    for i, (u, positive) in enumerate(zip(anchors, own, strict=True)):
+        out = set() if queue is not None else {i, (i + len(q)) % len(anchors)} if loss == "nt_xent" else {i}
+        negatives = [row for j, row in enumerate(others) if j not in out]
+        weights = [mp.exp(mp.fsum(a * b for a, b in zip(u, v, strict=True)) / temperature) for v in negatives]
+        mass = mp.fsum(weights)
+        winner = mp.exp(mp.fsum(a * b for a, b in zip(u, positive, strict=True)) / temperature)
+        mean = [mp.fsum(w * v[c] for w, v in zip(weights, negatives, strict=True)) / mass for c in range(len(u))]
+        share = mass / (mass + winner) / temperature
+        found.append(float(mp.fsum((share * (m - p)) ** 2 for m, p in zip(mean, positive, strict=True))))
+    return found
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "queue", "nt_xent"])
+@pytest.mark.parametrize("kind", ["random", "won"])
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_norms_are_those_of_forty_digits(backend: str, kind: str, loss: str) -> None:
+    query, key, queue = (rows.double() for rows in draw(kind, 12, 5))
+    negatives = queue if loss == "queue" else None
+    name = "info_nce" if loss == "queue" else loss
+    for temperature in (0.05, 0.2, 2.0):
+        exact = torch.tensor(by_hand(query, key, negatives, temperature, name), dtype=torch.float64)
+        options = {"temperature": temperature, "loss": name, "backend": backend}
+        norms = sk.info_nce_grad_norms(query, key, queue=negatives, **options)
+        torch.testing.assert_close(norms, exact, rtol=1e-12, atol=0)
+        single = [None if rows is None else rows.float() for rows in (query, key, negatives)]
+        rounded = [None if rows is None else rows.double() for rows in single]
+        exact = torch.tensor(by_hand(*rounded, temperature, name), dtype=torch.float64)  # type: ignore[arg-type]
+        norms = sk.info_nce_grad_norms(single[0], single[1], queue=single[2], **options)
+        torch.testing.assert_close(norms.double(), exact, rtol=1e-4, atol=0)
