@@ -1,0 +1,85 @@
+"""What a call costs on a GPU, told without one: launches and allocations of the Triton host code on meta tensors."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spectral_kernels.ops._triton import Record, recording
+from spectral_kernels.ops.covariance import triton as covariance
+from spectral_kernels.ops.greedy import triton as greedy
+from spectral_kernels.ops.infonce import triton as infonce
+
+B, D = 65536, 128
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of everything that is made; views are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(part, Tensor) and not part._is_view():
+                self.total += part.numel() * part.element_size()
+        return out
+
+
+@contextmanager
+def watched() -> Iterator[tuple[list[Record], Allocations]]:
+    with recording() as records, Allocations() as allocations:
+        yield records, allocations
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def info_nce_calls(dtype: torch.dtype) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Launches granted, and the call, of every pass at B = 65536."""
+    z, values, both = meta(B, D, dtype=dtype), meta(B), meta(2 * B)
+    return {
+        "info_nce": (1, lambda: infonce.info_nce(z, z, None, 0.1, "ieee")),
+        "info_nce backward": (2, lambda: infonce.info_nce_backward(values, z, z, None, values, values, 0.1, "ieee")),
+        "queue": (1, lambda: infonce.info_nce(z, z, z, 0.1, "ieee")),
+        "nt_xent": (1, lambda: infonce.nt_xent(z, z, 0.1, "ieee")),
+        "nt_xent backward": (2, lambda: infonce.nt_xent_backward(both, z, z, both, both, 0.1, "ieee")),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", info_nce_calls(torch.float32))
+def test_losses(name: str, dtype: torch.dtype) -> None:
+    """Few launches, and memory of a few matrices (B, d): never one of (B, B)."""
+    granted, call = info_nce_calls(dtype)[name]
+    with watched() as (records, allocations):
+        call()
+    assert len(records) <= granted
+    assert 4 * B <= allocations.total <= 12 * B * D * 4
+    assert allocations.total < B * B / 8
+
+
+@pytest.mark.parametrize("n", [5, 4096, 65536])
+@pytest.mark.parametrize("d", [5, 64, 128])
+def test_covariance(n: int, d: int) -> None:
+    with watched() as (records, _):
+        covariance.covariance(meta(1, n, d), True, True, 0, "ieee")
+    assert len(records) <= 2
+
+
+def test_greedy_from_a_large_pool() -> None:
+    start, draws = meta(1, 16, dtype=torch.int64), meta(1, 256, 64, dtype=torch.int64)
+    for all_rows in (True, False):
+        for objective in ("effective_rank", "logdet"):
+            with watched() as (records, _):
+                greedy.greedy_select(
+                    meta(1, 50000, D), start, None if all_rows else draws, None, 256, all_rows, objective, None, True
+                )
+            assert len(records) <= 2
