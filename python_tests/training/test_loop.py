@@ -83,6 +83,20 @@ def test_resume_is_bit_identical(strategy: str, optimizer: str, tmp_path: Path) 
         assert any(row[STEP_COLUMNS.index("chosen")] for row in whole.steps)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["simclr", "moco"])
+def test_compiled_encoder(method: str, tmp_path: Path) -> None:
+    """The same losses up to rounding, and checkpoints that fit a run which is not compiled."""
+    options = {"method": method, "amp": False, "steps": 4}
+    plain, compiled = (
+        train(settings(train={**options, "compile": value}, moco={"queue": 32}), blobs(), tmp_path / str(value))
+        for value in (False, True)
+    )
+    for one, other in zip(plain.steps, compiled.steps, strict=True):
+        assert one[0] == pytest.approx(other[0], rel=1e-3)
+    assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_overlapped_selection(strategy: str, tmp_path: Path) -> None:
     """Resumed bit by bit; chosen from the bank of one step before; random batches are those without overlap."""

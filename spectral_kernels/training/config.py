@@ -193,7 +193,7 @@ class TrainConfig:
     training wall-clock, evaluation excluded.
     temperature: of NT-Xent. whiten: method of in-batch whitening before the loss (`whiten`); None: only where the
     strategy says `+whiten`, by Cholesky.
-    amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic.
+    amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic. compile: `torch.compile` of the encoders.
     rank_every: steps between measurements of the batch's effective rank. checkpoint_every: steps between
     writes of last.ckpt. device: `"auto"`, `"cpu"`, `"cuda"`.
     """
@@ -206,6 +206,7 @@ class TrainConfig:
     temperature: float = 0.2
     whiten: str | None = None
     amp: bool | None = None
+    compile: bool = False
     channels_last: bool = True
     rank_every: int = 10
     checkpoint_every: int = 200

@@ -157,6 +157,10 @@ class Run:
         with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: leave it as it was
             torch.manual_seed(derive_seed(self.config.train.seed, "model"))
             model = self._new_model(channels)
+        if self.config.train.compile:
+            for module in (model.encoder, getattr(model, "key_encoder", None)):
+                if module is not None:
+                    module.compile()  # in place: names in a checkpoint stay
         if self.config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
