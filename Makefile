@@ -123,7 +123,7 @@ $(PEERS)/stamp: requirements/peers.txt requirements/torch.txt
 
 .PHONY: clean distclean
 clean:
-	rm -rf build dist *.egg-info spectral_kernels/_C.so spectral_kernels/_build_info.json $(VENV)/package.stamp
+	rm -rf build dist *.egg-info spectral_kernels/_C*.so spectral_kernels/_build_info.json $(VENV)/package.stamp
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean

@@ -1,12 +1,13 @@
-"""Builds csrc into spectral_kernels/_C.so: one library for every Python 3 and, through PyTorch's stable ABI,
-every torch from 2.11 on. The package's metadata is in pyproject.toml.
+"""Builds csrc/*.cpp into spectral_kernels/_C.so and, where there is an nvcc, csrc/*.cu into _C_cuda.so: each one library
+for every Python 3 and, through PyTorch's stable ABI, every torch from 2.11 on. The package's metadata is in pyproject.toml.
 
 What cannot be built never fails the install: the package then runs on its other backends, and
 `python -m spectral_kernels.info` says why. Environment variables:
 
-SPECTRAL_KERNELS_BUILD     "0" builds no library; "require" makes a library that cannot be built an error.
-SPECTRAL_KERNELS_SANITIZE  such as "address,undefined": compiles with -fsanitize=.
-CXX, MAX_JOBS              the compiler; how many of it run at a time.
+SPECTRAL_KERNELS_BUILD     "0" builds no library; "require" makes a C++ library that cannot be built an error.
+SPECTRAL_KERNELS_CUDA      "0" builds no CUDA library; "require" makes one that cannot be built an error.
+SPECTRAL_KERNELS_SANITIZE  such as "address,undefined": compiles the C++ with -fsanitize=, and no CUDA.
+CXX, NVCC, MAX_JOBS        the compilers; how many of them run at a time.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,17 @@ ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma"],
 }
 
+# architectures of the cubins, and that of the PTX which newer ones translate for themselves
+CUBINS, PTX = ("80", "90", "100"), "90"
+CUDA_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-DUSE_CUDA",
+    # what is said of torch's own headers
+    "-diag-suppress=20013,20015",
+    FLAGS[-1],
+]
+
 
 class NotBuilt(Exception):
     """Why there is no library."""
@@ -74,6 +86,16 @@ class Toolchain:
     torch_version: str
     flags: tuple[str, ...]
     sanitize: str
+
+
+@dataclass(frozen=True)
+class CudaToolchain:
+    """What the CUDA library is built with."""
+
+    nvcc: str
+    version: str
+    library_folder: Path
+    architectures: tuple[str, ...]
 
 
 def find_torch() -> tuple[Path, str]:
@@ -124,6 +146,32 @@ def find_toolchain() -> Toolchain:
     return Toolchain(compiler, compiler_version, torch_folder, torch_version, tuple(flags), sanitize)
 
 
+def find_cuda() -> CudaToolchain:
+    """Raises NotBuilt when there is no nvcc, or none for any architecture that we build for."""
+    named = os.environ.get("NVCC")
+    found = shutil.which(named or "nvcc")
+    if found is None:
+        raise NotBuilt(f"NVCC={named} does not run" if named else "there was no nvcc when it was built")
+    # what a launcher elsewhere on PATH runs, by its own account
+    answer = subprocess.run([found, "--dryrun", "-x", "cu", "-c", "-"], capture_output=True, text=True, check=False)
+    home = re.search(r"^#\$ _HERE_=(.+)$", answer.stderr, re.MULTILINE)
+    folder = (Path(home[1]) if home else Path(found).resolve().parent).parent
+    libraries = next(
+        (folder / name for name in ("lib64", "lib") if (folder / name / "libcudart_static.a").is_file()), None
+    )
+    if libraries is None:
+        raise NotBuilt("nvcc is there, but not the static CUDA runtime (libcudart_static.a)")
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release ([\d.]+), (V[\d.]+)", said)
+    codes = subprocess.run([found, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout.split()
+    architectures = tuple(name for name in CUBINS if f"sm_{name}" in codes)
+    if release is None or PTX not in architectures:
+        raise NotBuilt(
+            f"nvcc does not compile for sm_{PTX}: {said.strip().splitlines()[-1] if said else 'says nothing'}"
+        )
+    return CudaToolchain(found, f"nvcc {release[1]} ({release[2]})", libraries, architectures)
+
+
 def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
@@ -140,6 +188,18 @@ def find_sources() -> list[Path]:
 
 def isa_flags(source: Path) -> list[str]:
     return next((flags for ending, flags in ISA_FLAGS.items() if source.stem.endswith(ending)), [])
+
+
+def cuda_command(source: Path, tools: Toolchain, cuda: CudaToolchain, architectures: tuple[str, ...]) -> list[str]:
+    """nvcc's command without its output; an architecture "90" is a cubin, "ptx90" what newer ones translate."""
+    code = []
+    for name in architectures:
+        virtual = name.removeprefix("ptx")
+        code += ["-gencode", f"arch=compute_{virtual},code={'sm_' if virtual == name else 'compute_'}{virtual}"]
+    command = [cuda.nvcc, *CUDA_FLAGS, *code, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    if "CXX" in os.environ:
+        command += ["-ccbin", tools.compiler[0]]
+    return [*command, "-isystem", str(tools.torch_folder / "include"), "-c", str(source.relative_to(ROOT))]
 
 
 def run(command: list[str], what: str) -> None:
@@ -170,58 +230,50 @@ def is_current(built: Path, depends: Path) -> bool:
     return all(path.is_file() and path.stat().st_mtime_ns < built_at for path in read)
 
 
-def compile_source(source: Path, folder: Path, tools: Toolchain) -> Path:
+def compile_source(source: Path, folder: Path, tools: Toolchain, cuda: CudaToolchain | None) -> Path:
     built, depends = folder / f"{source.stem}.o", folder / f"{source.stem}.d"
     if is_current(built, depends):
         return built
     new, started = written_to(built), time.time_ns()
     include = tools.torch_folder / "include"
-    command = [*tools.compiler, *tools.flags, *isa_flags(source), f"-isystem{include}"]
     # what torch's checks say of a file must not name the machine that built it
-    command += [f"-ffile-prefix-map={include}=torch/include", f"-ffile-prefix-map={ROOT}=."]
-    command += ["-MMD", "-MF", str(depends), "-c", str(source.relative_to(ROOT)), "-o", str(new)]
+    maps = [f"-ffile-prefix-map={include}=torch/include", f"-ffile-prefix-map={ROOT}=."]
+    if cuda is None:
+        command = [*tools.compiler, *tools.flags, *isa_flags(source), f"-isystem{include}", *maps]
+        command += ["-c", str(source.relative_to(ROOT))]
+    else:
+        command = cuda_command(source, tools, cuda, (*cuda.architectures, f"ptx{PTX}"))
+        command += [part for prefix in maps for part in ("-Xcompiler", prefix)]
+    command += ["-MMD", "-MF", str(depends), "-o", str(new)]
     run(command, f"csrc/{source.name} does not compile")
     os.utime(new, ns=(started, started))  # a file edited while it was compiled is newer
     new.replace(built)
     return built
 
 
-def build_library(target: Path, tools: Toolchain) -> None:
-    """Compile what has changed and link it into `target`."""
-    sources = find_sources()
-    key = hashlib.sha256(repr((tools, ISA_FLAGS)).encode()).hexdigest()[:12]
-    folder = ROOT / "build" / f"objects-{key}"
+def objects_of(sources: list[Path], key: Any, tools: Toolchain, cuda: CudaToolchain | None = None) -> list[str]:
+    """Compile what has changed."""
+    folder = ROOT / "build" / f"objects-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(lambda source: compile_source(source, folder, tools), sources))
+        return [str(path) for path in pool.map(lambda source: compile_source(source, folder, tools, cuda), sources)]
+
+
+def link(target: Path, objects: list[str], tools: Toolchain, more: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     new = written_to(target)
     # no rpath: torch is imported, and so its libraries loaded, before this one
-    link = [*tools.compiler, "-shared", *tools.flags, *map(str, objects), "-o", str(new)]
-    link += [f"-L{tools.torch_folder / 'lib'}", "-Wl,--as-needed", "-ltorch_cpu", "-lc10"]
+    command = [*tools.compiler, "-shared", *tools.flags, *objects, "-o", str(new)]
+    command += [f"-L{tools.torch_folder / 'lib'}", "-Wl,--as-needed", "-ltorch_cpu", "-lc10", *more]
     if not tools.sanitize:
-        link += ["-Wl,--no-undefined"]
-    run(link, "the library does not link")
+        command += ["-Wl,--no-undefined"]
+    run(command, "the library does not link")
     new.replace(target)
 
 
-def try_build(target: Path) -> dict[str, Any]:
-    """Build and describe it, or remove what an earlier build left and say why there is none."""
-    wish = os.environ.get("SPECTRAL_KERNELS_BUILD", "1")
-    if wish not in ("0", "1", "require"):
-        raise SystemExit(f"SPECTRAL_KERNELS_BUILD must be 0, 1 or require, got {wish!r}")
-    try:
-        if wish == "0":
-            raise NotBuilt("SPECTRAL_KERNELS_BUILD=0 was set when the package was built")
-        tools = find_toolchain()
-        build_library(target, tools)
-    except NotBuilt as error:
-        target.unlink(missing_ok=True)
-        print(f"spectral_kernels: no C++ library: {error}", file=sys.stderr, flush=True)
-        if wish == "require":
-            raise SystemExit("spectral_kernels: SPECTRAL_KERNELS_BUILD=require, giving up") from error
-        return {"built": False, "reason": str(error)}
+def build_library(target: Path, tools: Toolchain) -> dict[str, Any]:
+    link(target, objects_of(find_sources(), (tools, ISA_FLAGS), tools), tools, [])
     isas = {ending.removeprefix("_"): flags for ending, flags in ISA_FLAGS.items()} if is_x86() else {}
     return {
         "built": True,
@@ -232,8 +284,44 @@ def try_build(target: Path) -> dict[str, Any]:
     }
 
 
+def build_cuda_library(target: Path, tools: Toolchain) -> dict[str, Any]:
+    if tools.sanitize:
+        raise NotBuilt("SPECTRAL_KERNELS_SANITIZE was set when the package was built")
+    cuda = find_cuda()
+    sources = sorted((ROOT / "csrc").glob("*.cu"))
+    objects = objects_of(sources, (tools, cuda, CUDA_FLAGS, PTX), tools, cuda)
+    # the runtime is linked in: the library loads whatever CUDA torch brings
+    runtime = [f"-L{cuda.library_folder}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    link(target, objects, tools, runtime)
+    return {
+        "built": True,
+        "compiler": cuda.version,
+        "torch": tools.torch_version,
+        "architectures": [*(f"sm_{name}" for name in cuda.architectures), f"compute_{PTX}"],
+    }
+
+
+def try_build(
+    target: Path, variable: str, what: str, build: Callable[[Path, Toolchain], dict[str, Any]]
+) -> dict[str, Any]:
+    """Build and describe a library, or remove what an earlier build left and say why there is none."""
+    wish = os.environ.get(variable, "1")
+    if wish not in ("0", "1", "require"):
+        raise SystemExit(f"{variable} must be 0, 1 or require, got {wish!r}")
+    try:
+        if wish == "0":
+            raise NotBuilt(f"{variable}=0 was set when the package was built")
+        return build(target, find_toolchain())
+    except NotBuilt as error:
+        target.unlink(missing_ok=True)
+        print(f"spectral_kernels: no {what} library: {error}", file=sys.stderr, flush=True)
+        if wish == "require":
+            raise SystemExit(f"spectral_kernels: {variable}=require, giving up") from error
+        return {"built": False, "reason": str(error)}
+
+
 class BuildLibrary(build_ext):
-    """Builds _C.so and _build_info.json in place of a Python extension module."""
+    """Builds the libraries and _build_info.json in place of a Python extension module."""
 
     def folders(self) -> Iterator[Path]:
         yield Path(self.build_lib) / "spectral_kernels"
@@ -242,18 +330,19 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         *_, folder = self.folders()
-        info = try_build(folder / "_C.so")
+        info = try_build(folder / "_C.so", "SPECTRAL_KERNELS_BUILD", "C++", build_library)
+        info["cuda"] = try_build(folder / "_C_cuda.so", "SPECTRAL_KERNELS_CUDA", "CUDA", build_cuda_library)
         folder.mkdir(parents=True, exist_ok=True)
         new = written_to(folder / "_build_info.json")
         new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         new.replace(folder / "_build_info.json")
 
     def library_was_built(self) -> bool:
-        return any((folder / "_C.so").is_file() for folder in self.folders())
+        return any((folder / name).is_file() for folder in self.folders() for name in ("_C.so", "_C_cuda.so"))
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.build_lib) / "spectral_kernels"
-        return [str(folder / name) for name in ("_C.so", "_build_info.json") if (folder / name).is_file()]
+        return [str(folder / name) for name in ("_C.so", "_C_cuda.so", "_build_info.json") if (folder / name).is_file()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
@@ -270,7 +359,9 @@ class TaggedWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 
-setup(
-    ext_modules=[Extension("spectral_kernels._C", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": TaggedWheel},
-)
+# bench/aot.py imports the toolchain
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("spectral_kernels._C", sources=[])],
+        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": TaggedWheel},
+    )

@@ -1,13 +1,20 @@
-"""Compile every shipped Triton configuration to a cubin for sm_80, sm_90 and sm_100, with no GPU, and hold it to a budget.
+"""Compile every shipped GPU kernel to a cubin for sm_80, sm_90 and sm_100, with no GPU, and hold it to a budget.
 
     python bench/aot.py              compare with bench/aot_budget.json
     python bench/aot.py --update     rewrite it
     python bench/aot.py --only tiles --arch 90
 
 Each `triton.py` lists in `aot_calls()` what to launch on meta tensors; the launches are recorded (`ops/_triton.py`) and
-compiled one by one. Registers, stack and shared memory are read back from the cubin. It fails on a kernel or a
-configuration that no call reaches, on stack use (spills) in sm_90, on shared memory above the architecture's, and, under
-the Triton that wrote the budget, on more registers or shared memory than it grants.
+compiled one by one; csrc/*.cu are compiled where there is an nvcc, for sm_90a too. What a cubin takes and does is read back:
+registers, stack, shared memory, matrix instructions, and the bytes that its loops load from global memory by instructions
+of 4 bytes and less, and by all. It fails
+
+- on a kernel or a configuration that no call reaches, and on one that is not in the budget;
+- on stack use (spills) in sm_90, and on shared memory above the architecture's;
+- on tensor-core arithmetic without a matrix instruction;
+- where the loops of a product load more than 30 % of their bytes by instructions of 4 bytes and less: scales, masks and
+  lookups may be such, the data may not;
+- under the compiler that wrote the budget, on more registers, shared memory or narrow loads than it grants.
 """
 
 import argparse
@@ -39,13 +46,18 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+import setup  # noqa: E402
 from spectral_kernels.ops._triton import Configuration, Record, recording  # noqa: E402
 
 BUDGET = ROOT / "bench" / "aot_budget.json"
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Usage = dict[str, int]
+
+# HMMA of Ampere, HGMMA of Hopper, DMMA of float64, UTCHMMA and the like of Blackwell
+MATRIX = re.compile(r"\w*MMA\b")
+NARROW_SHARE = 0.3
 
 
 def kernel_modules() -> list[ModuleType]:
@@ -109,8 +121,39 @@ def collect() -> tuple[dict[str, Record], list[str]]:
     return variants, complaints
 
 
+def disassemble(cubin: str) -> list[tuple[str, bool]]:
+    """Opcodes of a cubin in order, each with whether it stands in a loop."""
+    listing = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in listing.splitlines():
+        if label := re.match(r"(\.L\w+):", line.strip()):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.search(r"/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(re.sub(r"^@!?U?P\d+\s+", "", instruction[1]))
+    looped = [False] * len(instructions)
+    for place, instruction in enumerate(instructions):
+        target = re.search(r"\bBRA\b.*?\(?(\.L\w+)", instruction)
+        if target and labels.get(target[1], place) < place:
+            looped[labels[target[1]] : place + 1] = [True] * (place + 1 - labels[target[1]])
+    return [(instruction.split()[0], inside) for instruction, inside in zip(instructions, looped, strict=True)]
+
+
+def loads_and_matrices(cubin: str) -> Usage:
+    """Bytes a thread loads from global memory by the instructions of loops, and the number of matrix instructions."""
+    found = {"matrix": 0, "narrow_bytes": 0, "loop_bytes": 0}
+    for opcode, inside in disassemble(cubin):
+        found["matrix"] += MATRIX.match(opcode) is not None
+        if inside and opcode.startswith(("LDG", "LDGSTS")):
+            width = re.search(r"\.(128|64|[US]16|[US]8)\b", opcode)
+            size = int(re.sub(r"\D", "", width[1])) // 8 if width else 4
+            found["loop_bytes"] += size
+            found["narrow_bytes"] += size if size <= 4 else 0
+    return found
+
+
 def compile_variant(record: Record, architecture: int) -> Usage:
-    """Registers, stack bytes and shared bytes of one variant."""
+    """What one variant takes and does."""
     source = ASTSource(record.kernel, record.signature, record.constants, record.attributes)
     options = {"num_warps": record.configuration.num_warps, "num_stages": record.configuration.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
@@ -118,10 +161,51 @@ def compile_variant(record: Record, architecture: int) -> Usage:
         file.write(compiled.asm["cubin"])
         file.flush()
         listing = subprocess.run(
-            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
+        more = loads_and_matrices(file.name)
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", listing)}
-    return {"registers": found["REG"], "stack": found["STACK"], "shared": int(compiled.metadata.shared)}
+    return {"registers": found["REG"], "stack": found["STACK"], "shared": int(compiled.metadata.shared), **more}
+
+
+# --- csrc/*.cu ------------------------------------------------------------------------------------------------------
+
+
+def compile_cuda() -> tuple[str, dict[str, dict[str, Usage | str]]]:
+    """nvcc's version and usage by kernel and architecture; "" and nothing where there is no nvcc."""
+    try:
+        cuda = setup.find_cuda()
+        tools = setup.find_toolchain()
+    except setup.NotBuilt as error:
+        print(f"csrc/*.cu are not compiled: {error}")
+        return "", {}
+    results: dict[str, dict[str, Usage | str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sorted((ROOT / "csrc").glob("*.cu")):
+            target = f"{folder}/{source.stem}.o"
+            command = setup.cuda_command(source, tools, cuda, (*cuda.architectures, "90a"))
+            setup.run([*command, "-o", target], f"csrc/{source.name}")
+            listing = subprocess.run(
+                [TOOLS / "cuobjdump", "-res-usage", target], capture_output=True, text=True, check=True
+            )
+            names = subprocess.run(["c++filt"], input=listing.stdout, capture_output=True, text=True, check=True).stdout
+            architecture = ""
+            for line in names.splitlines():
+                if found := re.match(r"arch = sm_(\w+)", line):
+                    architecture = found[1]
+                elif found := re.search(r"Function (.*):$", line):
+                    key = kernel_name(found[1])
+                elif values := dict(re.findall(r"(REG|STACK|SHARED):(\d+)", line)):
+                    results.setdefault(key, {})[architecture] = {
+                        "registers": int(values["REG"]), "stack": int(values["STACK"]), "shared": int(values["SHARED"]),
+                    }  # fmt: skip
+    return cuda.version, results
+
+
+def kernel_name(demangled: str) -> str:
+    """`small_spectrum_kernel<SmallSpectrum<float, 32, 8>, float>`, without namespaces and arguments."""
+    name = re.sub(r"\b[\w ()]+::", "", demangled.replace("(anonymous namespace)", "anonymous"))
+    return re.sub(r"^void ", "", name[: name.rindex("(")])
 
 
 _variants: dict[str, Record] = {}
@@ -151,70 +235,96 @@ def compile_all(keys: list[str], architectures: list[int], jobs: int) -> dict[st
     return results
 
 
-def judge(key: str, architecture: int, usage: Usage | str, granted: Usage | None) -> list[str]:
+def judge(key: str, architecture: str, usage: Usage | str, granted: Usage | None) -> list[str]:
     """What is wrong with one result."""
     where = f"sm_{architecture} {key}"
     if isinstance(usage, str):
         return [f"{where}: does not compile: {usage}"]
     wrong = []
-    if architecture == 90 and usage["stack"] > 0:
+    if architecture.startswith("90") and usage["stack"] > 0:
         wrong.append(f"{where}: {usage['stack']} bytes of stack (spills)")
-    if usage["shared"] > SHARED_LIMIT[architecture]:
-        wrong.append(f"{where}: {usage['shared']} bytes of shared memory, above {SHARED_LIMIT[architecture]}")
-    for name in ("registers", "stack", "shared") if granted is not None else ():
-        if granted is not None and usage[name] > granted[name]:
+    limit = SHARED_LIMIT[int(architecture.rstrip("a"))]
+    if usage["shared"] > limit:
+        wrong.append(f"{where}: {usage['shared']} bytes of shared memory, above {limit}")
+    if uses_tensor_cores(key) and usage["matrix"] == 0:
+        wrong.append(f"{where}: no matrix instruction")
+    if "PRECISION=" in key and usage["narrow_bytes"] > NARROW_SHARE * usage["loop_bytes"]:
+        wrong.append(
+            f"{where}: loops load {usage['narrow_bytes']} of {usage['loop_bytes']} bytes by 4 and less at a time"
+        )
+    for name in ("registers", "stack", "shared", "narrow_bytes") if granted is not None else ():
+        if granted is not None and usage.get(name, 0) > granted.get(name, 0):
             wrong.append(f"{where}: {name} {usage[name]}, budget {granted[name]}")
     return wrong
 
 
+def uses_tensor_cores(key: str) -> bool:
+    """Products of half precision, of float32 in another precision than ieee, and of float64."""
+    return "PRECISION=" in key and (" NATIVE" in key or "ACC=fp64" in key or " PRECISION=ieee" not in key)
+
+
 def print_table(results: dict[str, dict[str, Usage | str]]) -> None:
-    print("registers / stack bytes / shared bytes")
+    print("registers / stack bytes / shared bytes, matrix instructions")
     for key, by_architecture in results.items():
         cells = []
         for architecture, usage in by_architecture.items():
-            cell = "fails" if isinstance(usage, str) else f"{usage['registers']}/{usage['stack']}/{usage['shared']}"
-            cells.append(f"sm_{architecture} {cell:>14}")
+            cell = "fails"
+            if not isinstance(usage, str):
+                cell = f"{usage['registers']}/{usage['stack']}/{usage['shared']} {usage.get('matrix', '')}"
+            cells.append(f"sm_{architecture} {cell:>17}")
         print("  ".join(cells), " ", key)
+
+
+def hold_to_budget(
+    part: str, compiler: str, results: dict[str, dict[str, Usage | str]], update: bool, whole: bool
+) -> list[str]:
+    """Complaints about results that one compiler made; with `update` they become that part of the budget."""
+    budgets = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    budget = {"compiler": "", "variants": {}} if update else budgets[part]
+    complaints = []
+    for key, by_architecture in results.items():
+        granted = budget["variants"].get(key)
+        if granted is None and not update:
+            complaints.append(f"not in {BUDGET.name}: {key}")
+        for architecture, usage in by_architecture.items():
+            allowed = granted.get(architecture) if granted is not None and budget["compiler"] == compiler else None
+            complaints += judge(key, architecture, usage, allowed)
+    if whole:
+        complaints += [
+            f"{BUDGET.name} lists what is not shipped: {key}" for key in budget["variants"] if key not in results
+        ]
+    if update and not any(isinstance(usage, str) for row in results.values() for usage in row.values()):
+        budgets[part] = {"compiler": compiler, "variants": results}
+        BUDGET.write_text(json.dumps(budgets, indent=1) + "\n")
+    return complaints
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="rewrite the budget")
-    parser.add_argument("--only", default="", help="only variants whose name contains this")
+    parser.add_argument("--only", default="", help="only Triton variants whose name contains this")
     parser.add_argument("--arch", type=int, nargs="*", default=list(ARCHITECTURES), choices=ARCHITECTURES)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    variants, complaints = collect()
-    keys = [key for key in variants if options.only in key]
     whole = not options.only and set(options.arch) == set(ARCHITECTURES)
     if options.update and not whole:
         parser.error("--update needs every variant and architecture")
-    results = compile_all(keys, options.arch, options.jobs)
+    variants, complaints = collect()
+    results = compile_all([key for key in variants if options.only in key], options.arch, options.jobs)
     print_table(results)
-    budget = (
-        json.loads(BUDGET.read_text()) if BUDGET.exists() and not options.update else {"triton": "", "variants": {}}
-    )
-    same_triton = budget["triton"] == triton.__version__
-    for key, by_architecture in results.items():
-        granted = budget["variants"].get(key)
-        if granted is None and not options.update:
-            complaints.append(f"not in {BUDGET.name}: {key}")
-        for architecture, usage in by_architecture.items():
-            allowed = granted[architecture] if granted is not None and same_triton else None
-            complaints += judge(key, int(architecture), usage, allowed)
+    complaints += hold_to_budget("triton", triton.__version__, results, options.update, whole)
     if whole:
-        complaints += [
-            f"{BUDGET.name} lists what is not shipped: {key}" for key in budget["variants"] if key not in variants
-        ]
-    if options.update and not any(isinstance(usage, str) for row in results.values() for usage in row.values()):
-        BUDGET.write_text(json.dumps({"triton": triton.__version__, "variants": results}, indent=1) + "\n")
+        nvcc, from_csrc = compile_cuda()
+        if nvcc:
+            print_table(from_csrc)
+            complaints += hold_to_budget("cuda", nvcc, from_csrc, options.update, whole)
+            results |= from_csrc
     for complaint in complaints:
         print("FAIL", complaint)
     spills = sum(
         not isinstance(usage, str) and usage["stack"] > 0 for row in results.values() for usage in row.values()
     )
-    print(f"triton {triton.__version__}: {len(keys)} variants on {len(options.arch)} architectures, "
-          f"{spills} use stack, {len(complaints)} failures")  # fmt: skip
+    print(f"triton {triton.__version__}: {len(results)} variants, {spills} use stack, {len(complaints)} failures")
     return 1 if complaints else 0
 
 

@@ -90,9 +90,18 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& rows, const Tenso
   return {indices, ranks, objectives};
 }
 
+/// Shared memory that a CTA of the cluster takes.
+int64_t greedy_bytes(int64_t n, int64_t d, bool logdet, bool wide) {
+  const int rows = static_cast<int>(n), columns = static_cast<int>(d);
+  const GreedyLayout layout =
+      wide ? GreedyLayout::make<double>(rows, columns, logdet) : GreedyLayout::make<float>(rows, columns, logdet);
+  return static_cast<int64_t>(layout.bytes);
+}
+
 /// Clusters of `bytes` shared memory a CTA that the current device runs at a time; 0 when it runs none.
 int64_t greedy_clusters(int64_t bytes) {
   int count = 0;
+  if (bytes > static_cast<int64_t>(kGreedySharedLimit)) return 0;
   cudaError_t error = cudaErrorInvalidValue;
   try {
     Launch<float> launch(1, static_cast<size_t>(bytes), nullptr);
@@ -110,6 +119,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(spectral_kernels_cuda, m) {
   m.def(
       "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, int k, bool all_rows, bool logdet,"
       " float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)");
+  m.def("greedy_bytes(int n, int d, bool logdet, bool wide) -> int");
   m.def("greedy_clusters(int bytes) -> int");
 }
 
@@ -118,5 +128,6 @@ STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cuda, CUDA, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cuda, CompositeExplicitAutograd, m) {
+  m.impl("greedy_bytes", TORCH_BOX(&spectral_kernels::greedy_bytes));
   m.impl("greedy_clusters", TORCH_BOX(&spectral_kernels::greedy_clusters));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -21,10 +22,17 @@ inline void check_cuda(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-/// PyTorch's current stream of a tensor's device.
+/// PyTorch's current stream of a tensor's device. Asked of the loaded torch by name: a torch for the CPU, which this may
+/// be linked against, has no such function.
 inline cudaStream_t current_stream(const Tensor& tensor) {
+  static const auto ask = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* const found = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
+    return reinterpret_cast<AOTITorchError (*)(int32_t, void**)>(found);
+  }();
+  if (ask == nullptr) throw std::runtime_error("spectral_kernels: this torch tells no CUDA stream");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(ask(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

@@ -20,7 +20,7 @@ from spectral_kernels import info
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("csrc", "spectral_kernels", "python_tests", "bench", "requirements", "tools", "docs")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", *(path.name for path in ROOT.glob("*.md")))
-OURS = shutil.ignore_patterns("_C.so", "_build_info.json", "__pycache__")
+OURS = shutil.ignore_patterns("_C*.so", "_build_info.json", "__pycache__")
 
 # setuptools' hooks, called as pip calls them; the platform's own folder of packages follows PYTHONPATH
 BUILD = "import sys, setuptools.build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
@@ -31,6 +31,17 @@ assert sk.__file__.startswith(sys.argv[1]), sk.__file__
 z = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
 picks = sk.greedy_select(z, 8, candidates=None, start=0)
 print(json.dumps({"indices": picks.indices.tolist(), "rank": sk.effective_rank(z).item(), "info": info.collect()}))
+"""
+
+CUDA = """
+import torch, spectral_kernels
+from spectral_kernels import backends
+torch.ops.load_library(str(backends._CUDA_LIBRARY_PATH))
+found = torch.ops.spectral_kernels_cuda
+assert found.greedy_bytes(4096, 128, False, False) > 4096 // 16 * 128 * 4
+assert found.greedy_clusters(1 << 30) == 0
+names = ("eigenvalues", "greedy_select")
+print(*(name for name in names if "CUDA" in torch._C._dispatch_dump(f"spectral_kernels_cuda::{name}")))
 """
 
 
@@ -45,6 +56,8 @@ def copy_of_the_project(folder: Path) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
+    # nvcc takes its time: one test asks for it
+    changes = {"SPECTRAL_KERNELS_CUDA": "0"} | changes
     dropped = ("SPECTRAL_KERNELS_BUILD", "SPECTRAL_KERNELS_BACKEND", "SPECTRAL_KERNELS_SANITIZE", "PYTHONPATH")
     return {key: value for key, value in os.environ.items() if key not in dropped} | changes
 
@@ -156,6 +169,28 @@ def test_wheel_has_no_rpath_and_no_path_of_its_builder(library_wheel: Path) -> N
     torch_folder = str(Path(torch.__file__).parent)
     assert torch_folder.encode() not in content
     assert str(library_wheel.parent.parent).encode() not in content
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_cuda_library_loads_under_this_torch() -> None:
+    """Its operators are registered and its host code runs; the torch here may be one for the CPU."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", CUDA], env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["eigenvalues", "greedy_select"]
+    cuda = info.collect()["library"]["cuda"]
+    assert cuda["built"]
+    assert {"sm_80", "sm_90"} <= set(cuda["architectures"])
+
+
+def test_no_nvcc_gives_a_package_that_says_so(tmp_path: Path) -> None:
+    source = copy_of_the_project(tmp_path)
+    wheel, said = build(
+        "wheel", source, tmp_path / "dist", SPECTRAL_KERNELS_BUILD="0", NVCC="/nonexistent", SPECTRAL_KERNELS_CUDA="1"
+    )
+    assert "no CUDA library: NVCC=/nonexistent does not run" in said
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def test_every_op_and_its_backend_is_reported() -> None:
 
 
 def test_shared_code_is_reported() -> None:
-    (line,) = (line for line in info.report(info.collect()) if "runs on cpp and triton too" in line)
+    (line,) = (line for line in info.report(info.collect()) if "runs on cpp, triton, cuda too" in line)
     assert "spectrum_backward" in line
 
 

@@ -7,6 +7,8 @@ name: a forced backend that cannot run raises `BackendError`; nothing falls back
 import importlib.util
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -20,26 +22,37 @@ OPS: dict[str, tuple[str, ...]] = {}
 SHARED: dict[str, tuple[str, ...]] = {}
 
 _LIBRARY_PATH = Path(__file__).with_name("_C.so")
+_CUDA_LIBRARY_PATH = Path(__file__).with_name("_C_cuda.so")
 _TRITON_FOUND = importlib.util.find_spec("triton") is not None
 _TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a call suits a backend: why that cannot run it, and whether it is expected to be the fastest."""
+
+    reason: str | None = None
+    faster: bool = True
 
 
 class BackendError(RuntimeError):
     """A backend was forced that cannot run here; the message says why and what to do."""
 
 
-def _load_cpp() -> str | None:
-    if not _LIBRARY_PATH.exists():
-        return "the C++ library was not built (python -m spectral_kernels.info says why)"
+def _load(path: Path, what: str) -> str | None:
+    """Why a library is not loaded; None when it is."""
+    if not path.exists():
+        return f"the {what} library was not built (python -m spectral_kernels.info says why)"
     try:
-        torch.ops.load_library(str(_LIBRARY_PATH))
+        torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        return f"the C++ library does not load under torch {torch.__version__}: {reason}"
+        return f"the {what} library does not load under torch {torch.__version__}: {reason}"
     return None
 
 
-CPP_ERROR = _load_cpp()
+CPP_ERROR = _load(_LIBRARY_PATH, "C++")
+CUDA_ERROR = _load(_CUDA_LIBRARY_PATH, "CUDA") if torch.version.cuda else "this torch is built for the CPU only"
 
 
 def _check_name(backend: str, argument: str = "backend") -> str:
@@ -99,8 +112,11 @@ def why_unavailable(backend: str, op: str, device_type: str) -> str | None:
         if device_type == "cpu" and not _TRITON_INTERPRETS:
             return "triton on CPU tensors needs TRITON_INTERPRET=1 set before the import"
         return None if device_type in ("cuda", "cpu") else f"triton needs CUDA tensors, got {device_type}"
-    if backend == "cuda" and device_type != "cuda":
-        return f"cuda needs CUDA tensors, got {device_type}"
+    if backend == "cuda":
+        if device_type != "cuda":
+            return f"cuda needs CUDA tensors, got {device_type}"
+        # its kernels finish what Triton's begin
+        return CUDA_ERROR or why_unavailable("triton", op, device_type)
     return None
 
 
@@ -114,13 +130,16 @@ def forced_backend(backend: str | None = None) -> str | None:
     return _FROM_ENVIRONMENT
 
 
-def choose(op: str, device: torch.device, backend: str | None = None) -> str:
+def choose(
+    op: str, device: torch.device, backend: str | None = None, *, cuda: Callable[[], Fit] = lambda: Fit()
+) -> str:
     """The backend that runs `op` on `device`.
 
     Args:
         op: name of a registered op, a key of `OPS`.
         device: where the op's tensors live.
         backend: forces one; None takes `use_backend`, then SPECTRAL_KERNELS_BACKEND, then the best one there is.
+        cuda: how the call at hand suits the cuda backend, asked only where that could run.
 
     Raises:
         ValueError: unknown backend name.
@@ -129,8 +148,14 @@ def choose(op: str, device: torch.device, backend: str | None = None) -> str:
     forced = forced_backend(backend)
     if forced is not None:
         reason = why_unavailable(forced, op, device.type)
+        if reason is None and forced == "cuda":
+            reason = cuda().reason
         if reason is not None:
             raise BackendError(f"backend {forced!r} cannot run {op}: {reason}")
         return forced
-    order = ("cuda", "triton", "reference") if device.type == "cuda" else ("cpp", "reference")
+    if device.type == "cuda" and why_unavailable("cuda", op, "cuda") is None:
+        fit = cuda()
+        if fit.reason is None and fit.faster:
+            return "cuda"
+    order = ("triton", "reference") if device.type == "cuda" else ("cpp", "reference")
     return next(name for name in order if why_unavailable(name, op, device.type) is None)

@@ -60,12 +60,19 @@ def _versions() -> dict[str, str | None]:
 
 
 def _library() -> dict[str, Any]:
-    """How _C.so was built, or why there is none, and whether it is loaded."""
+    """How _C.so and _C_cuda.so were built, or why they were not, and whether they are loaded."""
     try:
         build = json.loads(_BUILD_INFO.read_text(encoding="utf-8"))
     except FileNotFoundError:
         build = {"built": False, "reason": "the package runs from its source folder and was never built"}
-    return {**build, "loaded": backends.CPP_ERROR is None, "error": backends.CPP_ERROR}
+    # a library built before there was a CUDA one does not tell of it
+    cuda = build.pop("cuda", {"built": False, "reason": build.get("reason", "the package was built without it")})
+    return {
+        **build,
+        "loaded": backends.CPP_ERROR is None,
+        "error": backends.CPP_ERROR,
+        "cuda": {**cuda, "loaded": backends.CUDA_ERROR is None, "error": backends.CUDA_ERROR},
+    }
 
 
 def _cpu() -> dict[str, Any]:
@@ -136,6 +143,13 @@ def collect() -> dict[str, Any]:
 # --- the report ---------------------------------------------------------------------------------------------
 
 
+def _section_libraries(library: dict[str, Any]) -> Iterator[str]:
+    yield from _section_library(library)
+    yield ""
+    yield "CUDA library (backend cuda)"
+    yield from _section_cuda_library(library["cuda"])
+
+
 def _section_library(library: dict[str, Any]) -> Iterator[str]:
     if not library["built"]:
         yield f"  not built: {library['reason']}"
@@ -146,6 +160,15 @@ def _section_library(library: dict[str, Any]) -> Iterator[str]:
     for isa, flags in library["isa_flags"].items():
         yield f"  {isa + ' files':<15} {' '.join(flags)}"
     yield "  loaded" if library["loaded"] else f"  NOT LOADED: {library['error']}"
+
+
+def _section_cuda_library(cuda: dict[str, Any]) -> Iterator[str]:
+    if not cuda["built"]:
+        yield f"  not built: {cuda['reason']}"
+        return
+    yield f"  built with {cuda['compiler']} for {', '.join(cuda['architectures'])}"
+    yield f"  against    torch {cuda['torch']}; loads under any Python 3 and torch 2.11 or newer"
+    yield "  loaded" if cuda["loaded"] else f"  not loaded: {cuda['error']}"
 
 
 def _section_cpu(cpu: dict[str, Any]) -> Iterator[str]:
@@ -176,7 +199,7 @@ def _section_ops(ops: dict[str, Any]) -> Iterator[str]:
     yield "  A gradient runs on the backend of its op."
     for shared in sorted(set(backends.SHARED.values())):
         names = sorted(name for name, found in backends.SHARED.items() if found == shared)
-        yield f"  The reference's code (torch) runs on {' and '.join(shared)} too: {', '.join(names)}"
+        yield f"  The reference's code (torch) runs on {', '.join(shared)} too: {', '.join(names)}"
 
 
 def _advice(info: dict[str, Any]) -> Iterator[str]:
@@ -215,7 +238,7 @@ def report(info: dict[str, Any]) -> Iterator[str]:
         yield from (f"  {name:<26}{value or 'not installed'}" for name, value in values.items())
 
     yield from section("Versions", "versions", pairs)
-    yield from section("C++ library (backend cpp)", "library", _section_library)
+    yield from section("C++ library (backend cpp)", "library", _section_libraries)
     yield from section("CPU", "cpu", _section_cpu)
     yield from section("CUDA", "cuda", _section_cuda)
     if info["environment"]:

@@ -1,8 +1,8 @@
 """Registers an op once: schema, fake implementation, backends, autograd.
 
-An op `name` of a room `ops/<room>/` is implemented by functions of that very name: `reference.py`, `triton.py`, and
-either `torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the parts, `cpp.py`. All take the schema's
-arguments without the last one, `backend`, which says which of them runs.
+An op `name` of a room `ops/<room>/` is implemented by functions of that very name: `reference.py`, `triton.py`, `cuda.py`
+where csrc has kernels that beat Triton's, and either `torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the
+parts, `cpp.py`. All take the schema's arguments without the last one, `backend`, which says which of them runs.
 """
 
 import importlib
@@ -59,6 +59,7 @@ def define(
     check: Callable[..., None] | None = None,
     cpp: str = "library",
     triton: bool = True,
+    cuda: str = "none",
 ) -> None:
     """Register an op.
 
@@ -70,12 +71,14 @@ def define(
         cpp: `"library"` (C++ has the whole op), `"composed"` (`cpp.py` has it) or `"reference"` (d x d work that is
             torch's on every backend).
         triton: whether `triton.py` has it; else the reference runs under that name.
+        cuda: `"own"` (`cuda.py` has it), `"reference"` (the backward of an op that it has) or `"none"`.
     """
     name, rest = schema.split("(", 1)
     arguments, returns = rest.rsplit(") ->", 1)
     LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
-    backends.OPS[name] = ("reference", "cpp", "triton")
-    shared = tuple(backend for backend, own in (("cpp", cpp != "reference"), ("triton", triton)) if not own)
+    backends.OPS[name] = ("reference", "cpp", "triton", *(() if cuda == "none" else ("cuda",)))
+    owners = {"cpp": cpp != "reference", "triton": triton, "cuda": cuda != "reference"}
+    shared = tuple(backend for backend, own in owners.items() if not own)
     if shared:
         backends.SHARED[name] = shared
     loaded: dict[str, Callable[..., Any]] = {}
@@ -87,6 +90,8 @@ def define(
             return _translated(_module_function(room, "cpp", name))
         if backend == "triton" and triton:
             return _module_function(room, "triton", name)
+        if backend == "cuda" and cuda == "own":
+            return _translated(_module_function(room, "cuda", name))
         return _module_function(room, "reference", name)
 
     def kernel(*arguments: Any) -> Any:

@@ -33,7 +33,10 @@ def load_emulation() -> ModuleType:
         built.parent.mkdir(parents=True, exist_ok=True)
         new = built.with_name(f".{os.getpid()}.so")
         done = subprocess.run(
-            [*compiler, *flags, str(csrc / "emulation.cpp"), "-o", str(new)], capture_output=True, text=True, check=False
+            [*compiler, *flags, str(csrc / "emulation.cpp"), "-o", str(new)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         new.replace(built)

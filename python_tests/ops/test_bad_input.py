@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import spectral_kernels as sk
+from spectral_kernels.backends import Fit
+from spectral_kernels.backends import choose as choose_backend
 
 Z = torch.randn(6, 4)
 BAD = Z.clone()
@@ -141,6 +143,26 @@ def test_a_forced_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPat
     with pytest.raises(sk.BackendError, match="not built"):
         sk.covariance(Z, backend="cpp")
     assert sk.covariance(Z).shape == (4, 4)
+
+
+def test_cuda_is_chosen_where_it_suits_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+
+    def choose(fit: Fit, backend: str | None = None) -> str:
+        return choose_backend("greedy_select", device, backend, cuda=lambda: fit)
+
+    monkeypatch.setattr("spectral_kernels.backends.CUDA_ERROR", "this torch is built for the CPU only")
+    assert choose(Fit()) == "triton"
+    with pytest.raises(sk.BackendError, match="built for the CPU only"):
+        choose(Fit(), "cuda")
+    monkeypatch.setattr("spectral_kernels.backends.CUDA_ERROR", None)
+    assert choose(Fit()) == "cuda"
+    # where it is not the fastest it runs only on request, where it cannot run never
+    assert choose(Fit(faster=False)) == "triton"
+    assert choose(Fit(faster=False), "cuda") == "cuda"
+    assert choose(Fit("the pool is too large")) == "triton"
+    with pytest.raises(sk.BackendError, match="too large"):
+        choose(Fit("the pool is too large"), "cuda")
 
 
 def test_backends_nest() -> None:

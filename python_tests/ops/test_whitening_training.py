@@ -23,7 +23,9 @@ def rows(kind: str, n: int) -> Tensor:
     return torch.cat([first, second])
 
 
-def step(z: Tensor, method: str, temperature: float, backend: str | None = None, amp: bool = False) -> tuple[Tensor, Tensor]:
+def step(
+    z: Tensor, method: str, temperature: float, backend: str | None = None, amp: bool = False
+) -> tuple[Tensor, Tensor]:
     """Loss and gradient at the projections; with amp, projections come out of a bf16 layer."""
     z = z.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):

@@ -177,6 +177,23 @@ def row_pointers(z, index, batch, rows, n, z_batch, z_row):
 
 
 @triton.jit
+def round_to_tf32(x):
+    """float32 to the nearest of 11 significant bits, ties away from 0. Hopper's products cut off: a bias of 7e-4."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def operand(x, inside, PLAIN: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile as `tl.dot` is to get it. PLAIN, as it was loaded, it would be fetched 4 bytes at a time to transpose it."""
+    if PRECISION == "tf32":
+        x = round_to_tf32(x)
+    if PLAIN and (PRECISION == "tf32" or PRECISION == "bf16x3"):
+        x = tl.where(inside, x, 0.0)
+    return x
+
+
+@triton.jit
 def column_mean(sums, batch, columns, count, d, splits):
     """Mean of columns from partial sums (b, splits, d) of `count` rows, always added in the same order."""
     part = tl.arange(0, 16)
@@ -360,6 +377,9 @@ def apply_kernel(
             if CENTER:
                 mean = column_mean(sums, batch, inner, mean_count, d, mean_splits)
             a = load_part(z, index, scale, batch, rows, inner, n, n, d, z_batch, z_row, mean, NORMALIZE, CENTER, ACC)
+            if PRECISION == "tf32":
+                a = round_to_tf32(a)
+                w = round_to_tf32(w)
             acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC)
     acc = acc / count
     if SECOND:

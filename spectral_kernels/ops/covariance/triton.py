@@ -27,6 +27,7 @@ from spectral_kernels.ops._triton import (
     inverse_norm,
     launch,
     load_part,
+    operand,
     power_of_two,
     read_rows_backward,
     row_pointers,
@@ -117,6 +118,7 @@ def row_tiles_kernel(
         if CENTER:
             x = tl.where(inside, x - pivot[None, :], 0.0)
             total += tl.sum(x, 0)
+        x = operand(x, inside, not (NORMALIZE or CENTER), PRECISION)
         acc = tl.dot(tl.trans(x), x, acc, input_precision=PRECISION, out_dtype=ACC)
     if MATRIX or RANK:
         mean_square = tl.full([], 0.0, dtype=ACC)
@@ -201,6 +203,8 @@ def tiles_kernel(
             b = load_part(
                 z, index, scale, batch, rows, b_side, end, n, d, z_batch, z_row, b_mean, NORMALIZE, CENTER, ACC
             )
+            a = operand(a, (rows < end)[:, None] & (a_side < d)[None, :], not (NORMALIZE or CENTER), PRECISION)
+            b = operand(b, (rows < end)[:, None] & (b_side < d)[None, :], not (NORMALIZE or CENTER), PRECISION)
             acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION, out_dtype=ACC)
         side = d
     if RANK:

@@ -10,6 +10,7 @@ from spectral_kernels import checks
 from spectral_kernels.backends import choose
 from spectral_kernels.library import define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops.spectrum import cuda_fit
 from spectral_kernels.ops.spectrum import spectrum as eigenvalue_spectrum
 
 SPECTRA = ("covariance", "singular")
@@ -43,6 +44,7 @@ define(
         indices.shape[0], pool.shape[1], dtype=accumulation_dtype(pool.dtype)
     ),
     check=lambda pool, indices, *_: checks.finite_pool_rows(pool, indices),
+    cuda="own",
 )
 # eigenvectors are torch's on every backend
 define(
@@ -51,6 +53,7 @@ define(
     fake=lambda grad, pool, *_: pool.new_empty(pool.shape),
     cpp="reference",
     triton=False,
+    cuda="reference",
 )
 
 
@@ -212,5 +215,5 @@ def batch_effective_rank(
         name = choose("batch_effective_rank2", pool.device, backend)
         rank: Tensor = op("batch_effective_rank2")(pool, indices, center, normalize, name)
         return rank
-    name = choose("batch_spectrum", pool.device, backend)
+    name = choose("batch_spectrum", pool.device, backend, cuda=lambda: cuda_fit(indices.shape[1], pool.shape[1]))
     return rank_of_spectrum(_significant(op("batch_spectrum")(pool, indices, center, normalize, name)), order)

@@ -1,12 +1,13 @@
 """Greedy-m builder: a diverse batch, a row at a time."""
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import choose
+from spectral_kernels.backends import Fit, choose
 from spectral_kernels.library import define, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
 from spectral_kernels.ops._selection import (
@@ -26,6 +27,9 @@ OBJECTIVES = ("effective_rank", "logdet")
 # seldom falls through to the lowest row
 SPARE_DRAWS = 16
 
+# pools up to here have their Gram matrix made beforehand on a GPU (order 2, all rows)
+GRAM_ROWS = 4096
+
 
 def _fake(pool: Tensor, start: Tensor, draws: Any, valid: Any, k: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     wide = accumulation_dtype(pool.dtype)
@@ -43,6 +47,7 @@ define(
     "float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)",
     room="greedy",
     fake=_fake,
+    cuda="own",
 )
 
 
@@ -55,6 +60,24 @@ def _start_rows(
     if mask is not None and pool.device.type == "cpu" and not bool(mask[:, start].all()):
         raise ValueError(f"start = {start} is masked out by valid")
     return torch.full((pool.shape[0], 1), start, dtype=torch.int64, device=pool.device)
+
+
+@functools.cache
+def _clusters(device: torch.device, bytes_of_a_block: int) -> int:
+    """How many clusters of the cuda backend, of so much shared memory a block, the device runs at a time."""
+    with torch.cuda.device(device):
+        found: int = torch.ops.spectral_kernels_cuda.greedy_clusters(bytes_of_a_block)
+    return found
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _cuda_fit(device: torch.device, wide: bool, n: int, d: int, logdet: bool, all_rows: bool) -> Fit:
+    """How a pool (n, d) suits the cuda backend, which keeps it in the shared memory of a cluster."""
+    needed = torch.ops.spectral_kernels_cuda.greedy_bytes(n, d, logdet, wide)
+    if _clusters(device, needed) == 0:
+        return Fit(f"{device} runs no cluster of 16 blocks with {needed} bytes of shared memory each")
+    # up to there Triton reads a row of the Gram matrix a step
+    return Fit(faster=logdet or not all_rows or n > GRAM_ROWS)
 
 
 def greedy_select(
@@ -116,8 +139,14 @@ def greedy_select(
     draws = None
     if candidates is not None or edges is not None:
         draws = draw_rows(flat, left, (k, SPARE_DRAWS if candidates is None else candidates), generator)
-    name = choose("greedy_select", pool.device, backend)
-    chosen = op("greedy_select")(
-        flat.detach(), first, draws, mask, k, candidates is None, objective, edges, normalize, name
+    all_rows = candidates is None
+    name = choose(
+        "greedy_select",
+        pool.device,
+        backend,
+        cuda=lambda: _cuda_fit(
+            pool.device, pool.dtype == torch.float64, rows, pool.shape[-1], objective == "logdet", all_rows
+        ),
     )
+    chosen = op("greedy_select")(flat.detach(), first, draws, mask, k, all_rows, objective, edges, normalize, name)
     return Selection(*(part.reshape(*pool.shape[:-2], k) for part in chosen))

@@ -25,6 +25,7 @@ from spectral_kernels.ops._triton import (
     split_float,
 )
 from spectral_kernels.ops.covariance.triton import moments
+from spectral_kernels.ops.greedy import GRAM_ROWS
 from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
 
 TIE_SHARE = tl.constexpr(TIE)
@@ -34,8 +35,6 @@ DELTA = tl.constexpr(RIDGE)
 # what `free` holds of a row: taken or masked out; left but zero; left and seen
 FREE_UNSEEN = tl.constexpr(1)
 FREE_SEEN = tl.constexpr(2)
-
-GRAM_ROWS = 4096
 
 
 @triton.jit

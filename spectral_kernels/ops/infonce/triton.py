@@ -22,6 +22,7 @@ from spectral_kernels.ops._triton import (
     dot_precision,
     inverse_norm,
     launch,
+    round_to_tf32,
     split_float,
     tangent,
     triton_dtype,
@@ -73,7 +74,8 @@ def similarities(
     if ONE:
         y = load_chunk(y_pointers, y_inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
         yy = tl.sum(y.to(ACC) * y.to(ACC), 1)
-        cosines = tl.dot(x_tile, tl.trans(y), cosines, input_precision=PRECISION, out_dtype=ACC)
+        right = round_to_tf32(y) if PRECISION == "tf32" else y
+        cosines = tl.dot(x_tile, tl.trans(right), cosines, input_precision=PRECISION, out_dtype=ACC)
     else:
         y = x_tile
         yy = tl.zeros([BLOCK_N], dtype=ACC)
@@ -82,6 +84,9 @@ def similarities(
             a = load_chunk(x_pointers, x_inside, columns, d, ACC, NATIVE)
             b = load_chunk(y_pointers, y_inside, columns, d, ACC, NATIVE)
             yy += tl.sum(b.to(ACC) * b.to(ACC), 1)
+            if PRECISION == "tf32":
+                a = round_to_tf32(a)
+                b = round_to_tf32(b)
             cosines = tl.dot(a, tl.trans(b), cosines, input_precision=PRECISION, out_dtype=ACC)
     y_inverse = inverse_norm(yy)
     return cosines * x_inverse[:, None] * y_inverse[None, :], y_inverse, y
@@ -131,6 +136,8 @@ def loss_kernel(
         p_pointers = row_pointers(p, None, part, rows, p_row, p_row, False)
     x_inverse, _p_inverse, positive, _xx = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
+    if PRECISION == "tf32":
+        x_tile = round_to_tf32(x_tile)
     top = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
     total = tl.zeros([BLOCK_M], dtype=ACC)
     for other_part in range(0, 2 if TWO else 1):
@@ -183,6 +190,8 @@ def gradient_kernel(
         p_pointers = row_pointers(p, None, part, rows, p_row, p_row, False)
     x_inverse, p_inverse, positive, xx = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
+    if PRECISION == "tf32":
+        x_tile = round_to_tf32(x_tile)
     pulled = tl.zeros([BLOCK_M], dtype=ACC)
     row_scale = tl.zeros([BLOCK_M], dtype=ACC)
     row_lse = tl.zeros([BLOCK_M], dtype=ACC)
@@ -224,9 +233,11 @@ def gradient_kernel(
                 pushed = y_tile.to(ACC)
             else:
                 pushed = load_chunk(y_pointers, y_inside, features, d, ACC, False)
-            gradient = tl.dot(
-                weights * y_inverse[None, :], pushed, gradient, input_precision=WEIGHT_PRECISION, out_dtype=ACC
-            )
+            weights *= y_inverse[None, :]
+            if WEIGHT_PRECISION == "tf32":
+                weights = round_to_tf32(weights)
+                pushed = round_to_tf32(pushed)
+            gradient = tl.dot(weights, pushed, gradient, input_precision=WEIGHT_PRECISION, out_dtype=ACC)
     if POSITIVE:
         partner = load_chunk(p_pointers, inside, features, d, ACC, False)
         gradient -= (pulled * p_inverse)[:, None] * partner

@@ -5,15 +5,19 @@ from typing import Any
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import choose
+from spectral_kernels.backends import Fit, choose
 from spectral_kernels.library import define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
+
+# kLargestSpectrum of csrc/spectrum_cuda.h
+LARGEST_ON_CUDA = 1024
 
 define(
     "spectrum(Tensor z, bool center, bool normalize) -> Tensor",
     room="spectrum",
     fake=lambda z, *_: z.new_empty(z.shape[0], z.shape[2], dtype=accumulation_dtype(z.dtype)),
     check=lambda z, *_: checks.finite_rows(z, "z"),
+    cuda="own",
 )
 # eigenvectors are torch's on every backend
 define(
@@ -22,6 +26,7 @@ define(
     fake=lambda grad, z, *_: z.new_empty(z.shape),
     cpp="reference",
     triton=False,
+    cuda="reference",
 )
 
 
@@ -35,6 +40,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 differentiate("spectrum", save=_save, backward=_backward)
+
+
+def cuda_fit(n: int, d: int) -> Fit:
+    """How batches (n, d) suit the cuda backend, which solves their smaller side."""
+    side = min(n, d)
+    return Fit(f"min(n, d) is {side}, its kernel solves up to {LARGEST_ON_CUDA}" if side > LARGEST_ON_CUDA else None)
 
 
 def spectrum(z: Tensor, *, center: bool = False, normalize: bool = True, backend: str | None = None) -> Tensor:
@@ -58,5 +69,6 @@ def spectrum(z: Tensor, *, center: bool = False, normalize: bool = True, backend
         BackendError: a forced backend that cannot run here.
     """
     checks.floating(z, "z")
-    values: Tensor = op("spectrum")(flatten(z), center, normalize, choose("spectrum", z.device, backend))
+    name = choose("spectrum", z.device, backend, cuda=lambda: cuda_fit(*z.shape[-2:]))
+    values: Tensor = op("spectrum")(flatten(z), center, normalize, name)
     return values.reshape(*z.shape[:-2], z.shape[-1])

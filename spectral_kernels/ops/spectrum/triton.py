@@ -1,5 +1,7 @@
 """Spectra: the second moment (or the smaller Gram matrix) in float64 by Triton, its eigenvalues by torch."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -13,8 +15,17 @@ from spectral_kernels.ops.spectrum.reference import eigenvalues
 CONFIGURATIONS: dict[str, Configuration] = {}
 
 
-def gathered_spectrum(z: Tensor, index: Tensor | None, center: bool, normalize: bool) -> Tensor:
-    """Spectrum (b, d) of z (b, n, d), or of the rows of z (N, d) that index (b, n) names; last stride 1."""
+def gathered_spectrum(
+    z: Tensor,
+    index: Tensor | None,
+    center: bool,
+    normalize: bool,
+    solve: Callable[[Tensor, torch.dtype], Tensor] = eigenvalues,
+) -> Tensor:
+    """Spectrum (b, d) of z (b, n, d), or of the rows of z (N, d) that index (b, n) names; last stride 1.
+
+    `solve` takes float64 matrices and the dtype that their descending eigenvalues are to have.
+    """
     n, d = z.shape[-2] if index is None else index.shape[1], z.shape[-1]
     # half precision goes by way of float32, exactly: Triton 3.6 compiles no float64 products of it
     rows = z if z.dtype == torch.float64 else z.float()
@@ -26,7 +37,7 @@ def gathered_spectrum(z: Tensor, index: Tensor | None, center: bool, normalize: 
         spread = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
         noise = is_negligible(spread, spread + mean.square().sum(-1))
         matrix = torch.where(noise[..., None, None], 0.0, matrix)
-    values = eigenvalues(matrix, accumulation_dtype(z.dtype))
+    values = solve(matrix, accumulation_dtype(z.dtype))
     return pad(values, (0, d - values.shape[-1]))
 
 
