@@ -46,8 +46,8 @@ def eager_whitening(z: Tensor) -> Tensor:
 
 def eager_nt_xent(z0: Tensor, z1: Tensor) -> Tensor:
     x = torch.nn.functional.normalize(torch.cat([z0, z1]))
-    logits = (x @ x.T / 0.5).masked_fill(torch.eye(len(x), dtype=torch.bool), -torch.inf)
-    return torch.nn.functional.cross_entropy(logits, torch.arange(len(x)).roll(len(z0)))
+    logits = (x @ x.T / 0.5).masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), -torch.inf)
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(x), device=x.device).roll(len(z0)))
 
 
 def _both_passes(call: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Tensor]:
@@ -157,7 +157,7 @@ def jobs() -> Iterator[Job]:
 def autograd_norms(query: Tensor, key: Tensor) -> Tensor:
     u = torch.nn.functional.normalize(query).requires_grad_()
     logits = u @ torch.nn.functional.normalize(key).T / 0.1
-    loss = torch.nn.functional.cross_entropy(logits, torch.arange(len(u)), reduction="sum")
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(len(u), device=u.device), reduction="sum")
     return torch.autograd.grad(loss, u)[0].square().sum(1)
 
 

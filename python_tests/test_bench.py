@@ -1,6 +1,9 @@
 """The benchmarks' own promises: the README's table is what the CSV says, and no figure is printed without its check."""
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -46,4 +49,46 @@ def test_a_wrong_result_is_not_timed(
     assert harness.report(rows, ["sum: off by one"], tmp_path / "out.csv") == 1
     printed = capsys.readouterr()
     assert "NOT MET" in printed.out and "CHECK FAILED, not timed: sum: off by one" in printed.err
-    assert (tmp_path / "out.csv").read_text().splitlines()[0] == "job,contender,p20_ms,p50_ms,p80_ms,ratio,bar,objective"
+    assert (tmp_path / "out.csv").read_text().splitlines()[
+        0
+    ] == "job,contender,p20_ms,p50_ms,p80_ms,ratio,bar,objective"
+
+
+def test_gpu_benchmark_goes_through_its_steps_without_one(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/gpu.py", "--dry-run", "--no-build", "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["dry_run"] and found["environment"]["torch"]
+    assert len(found["rows"]) >= 25
+    assert all(row["passed"] and row["ours_us"] > 0 and row["floor_us"] > 0 for row in found["rows"])
+    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == len(found["rows"]) + 1
+    assert "no figure below means anything" in done.stdout
+
+
+def test_gpu_benchmark_times_nothing_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = bench_module("gpu", monkeypatch)
+    import spectral_kernels as sk
+
+    monkeypatch.setattr(sk, "covariance", lambda z, normalize: 1.001 * z.mT @ z)
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", "--dry-run", "--no-build", "--only", "covariance", "--out", str(tmp_path)]
+    )
+    assert gpu.main() == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert not any(row["passed"] or row["ours_us"] for row in found["rows"])
+    assert capsys.readouterr().out.count("NOT TIMED: error") == len(found["rows"])
+
+
+def test_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    roofline = bench_module("roofline", monkeypatch)
+    gpu = roofline.Gpu("test", bandwidth=1e12, rates={"fp32": 1e12}, launch=1e-6, step=1e-6)
+    assert roofline.Work(3e6, 2e6).floor(gpu) == (pytest.approx(3e-6), "memory")
+    assert roofline.Work(1e6, 5e6).floor(gpu) == (pytest.approx(5e-6), "fp32")
+    assert roofline.Work(1e6, 2e6, launches=4).floor(gpu) == (pytest.approx(4e-6), "launches")
+    assert roofline.Work(1e6, 2e6, steps=7).floor(gpu) == (pytest.approx(7e-6), "steps")
+    lines = roofline.table(gpu, {"sum": roofline.Work(3e6)}, {"sum": 6.0})
+    assert "50 %" in lines[1]
