@@ -49,6 +49,8 @@ def info_nce_calls(dtype: torch.dtype) -> dict[str, tuple[int, Callable[[], obje
         "info_nce": (1, lambda: infonce.info_nce(z, z, None, 0.1, "ieee")),
         "info_nce backward": (2, lambda: infonce.info_nce_backward(values, z, z, None, values, values, 0.1, "ieee")),
         "queue": (1, lambda: infonce.info_nce(z, z, z, 0.1, "ieee")),
+        "norms": (1, lambda: infonce.info_nce_grad_norms(z, z, None, 0.1, "info_nce", "ieee")),
+        "norms of nt_xent": (1, lambda: infonce.info_nce_grad_norms(z, z, None, 0.1, "nt_xent", "ieee")),
         "nt_xent": (1, lambda: infonce.nt_xent(z, z, 0.1, "ieee")),
         "nt_xent backward": (2, lambda: infonce.nt_xent_backward(both, z, z, both, both, 0.1, "ieee")),
     }

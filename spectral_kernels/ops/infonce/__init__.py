@@ -70,7 +70,6 @@ define(
         query.shape[0] * (2 if loss == "nt_xent" else 1), dtype=accumulation_dtype(query.dtype)
     ),
     check=_check_info_nce,
-    triton=False,
 )
 
 
