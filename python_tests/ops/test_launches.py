@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral_kernels.ops._triton import Record, recording
 from spectral_kernels.ops.covariance import triton as covariance
+from spectral_kernels.ops.effective_rank import triton as effective_rank
 from spectral_kernels.ops.greedy import triton as greedy
 from spectral_kernels.ops.infonce import triton as infonce
 
@@ -69,11 +70,30 @@ def test_losses(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("n", [5, 4096, 65536])
-@pytest.mark.parametrize("d", [5, 64, 128])
+@pytest.mark.parametrize("d", [5, 64, 128, 512, 2048])
 def test_covariance(n: int, d: int) -> None:
     with watched() as (records, _):
         covariance.covariance(meta(1, n, d), True, True, 0, "ieee")
     assert len(records) <= 2
+
+
+@pytest.mark.parametrize("n", [5, 256, 4096, 65536])
+def test_rank(n: int) -> None:
+    """Of up to 128 features, centred or not; of more where there are fewer rows than features; else norms come before."""
+    for center in (False, True):
+        with watched() as (records, _):
+            effective_rank.effective_rank2(meta(1, n, D), center, True, False)
+        assert len(records) == 1
+    with watched() as (records, _):
+        effective_rank.effective_rank2(meta(1, n, 8 * D), False, True, False)
+    assert len(records) == (1 if n < 8 * D else 2)
+
+
+@pytest.mark.parametrize("d", [32, 128, 1024])
+def test_batch_rank(d: int) -> None:
+    with watched() as (records, _):
+        effective_rank.batch_effective_rank2(meta(4096, d), meta(64, 256, dtype=torch.int64), False, True)
+    assert len(records) == 1
 
 
 def test_greedy_from_a_large_pool() -> None:

@@ -150,6 +150,40 @@ def split_float(value: float) -> tuple[float, float]:
     return (high, value - high) if math.isfinite(high) else (high, 0.0)
 
 
+def part_levels(splits: int) -> int:
+    """Levels of the tree of `add_parts`."""
+    levels = 0
+    while splits > 1:
+        splits, levels = -(-splits // GROUP.value), levels + 1
+    return levels
+
+
+def part_slots(splits: int) -> int:
+    """Slots of the tree of `add_parts`: the parts of every level, the last one's result included."""
+    slots = splits
+    while splits > 1:
+        splits = -(-splits // GROUP.value)
+        slots += splits
+    return slots
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def counters(like: Tensor, count: int) -> Tensor:
+    """`count` int32 zeros on a tensor's device, for kernels that leave them so.
+
+    One buffer per stream, on which kernels do not overlap; a CUDA graph may be replayed on any and gets its own.
+    """
+    if like.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=like.device)
+    key = (like.device, torch.cuda.current_stream(like.device).cuda_stream)
+    held = _counters.get(key)
+    if held is None or held.numel() < count:
+        held = _counters[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=like.device)
+    return held
+
+
 def power_of_two(value: int, low: int = 16) -> int:
     return max(low, 1 << (value - 1).bit_length())
 
@@ -164,6 +198,61 @@ def split_rows(length: int, block: int, others: int, longest: int) -> tuple[int,
     wanted = max(-(-length // longest), min(-(-FULL_GRID // others), length // (4 * block)), 1)
     chunk = block * -(-length // (wanted * block))
     return -(-length // chunk), chunk
+
+
+@triton.jit
+def arrive(counter, count):
+    """Whether this program is the last of `count` to arrive; it then sees what the others stored before they arrived.
+
+    The counter is 0 again after the last. None waits for another: programs may run one after the other.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == count - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+# parts that one program adds up
+GROUP = tl.constexpr(8)
+
+
+@triton.jit
+def add_parts(
+    alive, acc, vector, parts, vectors, counters, base, split, splits,
+    LEVELS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Sums over programs of tiles `acc` (BLOCK, BLOCK) and vectors (VECTOR,), and whether this program holds them.
+
+    A tree: the last of a group of programs adds up what the group stored, in a fixed order, and goes on for it. parts and
+    vectors have `part_slots(splits)` slots from `base` on, and so have counters, which are 0 before and after.
+    """
+    member = split
+    left = splits
+    if LEVELS > 0:
+        square = tl.arange(0, BLOCK)
+        line = tl.arange(0, VECTOR)
+        place = square[:, None] * BLOCK + square[None, :]
+        for _level in tl.static_range(LEVELS):
+            group = member // GROUP
+            if alive:
+                at = (base + member).to(tl.int64)
+                tl.store(parts + at * BLOCK * BLOCK + place, acc)
+                tl.store(vectors + at * VECTOR + line, vector)
+                first = group * GROUP
+                size = tl.minimum(left - first, GROUP)
+                alive = arrive(counters + base + left + group, size)
+                if alive:
+                    acc = tl.zeros_like(acc)
+                    vector = tl.zeros_like(vector)
+                    for other in range(0, size):
+                        at = (base + first + other).to(tl.int64)
+                        acc += tl.load(parts + at * BLOCK * BLOCK + place, cache_modifier=".cg")
+                        vector += tl.load(vectors + at * VECTOR + line, cache_modifier=".cg")
+            base += left
+            member = group
+            left = (left + GROUP - 1) // GROUP
+    return alive, acc, vector
 
 
 @triton.jit

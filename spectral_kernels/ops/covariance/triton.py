@@ -1,9 +1,10 @@
 """Second moments and their gradients.
 
 Up to 128 features one program reads whole rows: it normalises them, takes a pivot (the mean of its batch's first rows) away
-so that centring cancels no digits, and adds up xᵀx and the column sums of a chunk of rows. Above, tiles on and below
-the diagonal are added up chunk by chunk, with norms and mean from a pass before. A second kernel adds the chunks in
-a fixed order, in float64, and writes both triangles: results are symmetric to the bit and the same in every run.
+so that centring cancels no digits, and adds up xᵀx and the column sums of a chunk of rows; a second kernel, on the whole
+chip, adds the chunks. Above, tiles on and below the diagonal are added up chunk by chunk, with norms and mean from a pass
+before, and the last programs to finish add the chunks; so does a rank, of which only one number is left. Sums are taken in
+a fixed order and both triangles written from one: results are symmetric to the bit and the same in every run.
 """
 
 from dataclasses import dataclass
@@ -15,19 +16,25 @@ from torch import Tensor
 
 from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops._triton import (
+    FULL_GRID,
     AotCall,
     Configuration,
     Statistics,
+    add_parts,
     apply,
     arithmetic,
+    arrive,
     batch_strides,
     column_mean,
+    counters,
     dense_rows,
     dot_precision,
     inverse_norm,
     launch,
     load_part,
     operand,
+    part_levels,
+    part_slots,
     power_of_two,
     read_rows_backward,
     row_pointers,
@@ -39,6 +46,8 @@ from spectral_kernels.ops._triton import (
 
 # rows that one accumulator adds up: float32 sums over more of them lose digits
 LONGEST_CHUNK = 4096
+# from so many batches on, each is one program's
+MANY_BATCHES = 32
 
 
 @triton.jit
@@ -70,25 +79,70 @@ def store_tile(matrix, batch, value, rows, columns, side, CROSS: tl.constexpr):
 
 
 @triton.jit
-def store_sums(stats, at, value, rows, columns, mean_square):
-    """Trace and squared Frobenius norm that a tile of a symmetric matrix adds, and ‖mean‖²; parts (…, 3)."""
+def tile_sums(value, rows, columns):
+    """Trace and squared Frobenius norm that a tile on or below the diagonal of a symmetric matrix adds."""
     on = rows[:, None] == columns[None, :]
     weight = tl.where(on, 1.0, tl.where(rows[:, None] > columns[None, :], 2.0, 0.0))
-    tl.store(stats + 3 * at, tl.sum(tl.sum(tl.where(on, value, 0.0), 1), 0))
-    tl.store(stats + 3 * at + 1, tl.sum(tl.sum(value * value * weight, 1), 0))
-    tl.store(stats + 3 * at + 2, mean_square)
+    trace = tl.sum(tl.sum(tl.where(on, value, 0.0), 1), 0)
+    return trace, tl.sum(tl.sum(value * value * weight, 1), 0)
+
+
+@triton.jit
+def store_rank(
+    t, f, mean_square, quartics, quartic_count, grad, value, weights, batch, n,
+    CENTER: tl.constexpr, NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """R₂ of a batch from t = tr M and f = ‖M‖² of its undivided matrix, unbiased where Σ‖x‖⁴ comes in `quartics`.
+
+    With `grad` (b,) also `weights` (b, 4), the gradient on the sums, as `rank2_from_sums` in reference.py.
+    """
+    # n as a float of the accumulation dtype: n⁴ passes 2³¹
+    size = tl.full([], 0.0, dtype=ACC) + n
+    q = tl.full([], 0.0, dtype=ACC)
+    a = size / size
+    b = size - size
+    c = size - size
+    if quartics is not None:
+        for first in range(0, quartic_count, BLOCK):
+            part = first + tl.arange(0, BLOCK)
+            q += tl.sum(tl.load(quartics + batch * quartic_count + part, mask=part < quartic_count, other=0.0), 0)
+        if CENTER:
+            common = (size - 1) / (size * (size - 2) * (size - 3))
+            a = common * (size - 1) * (size - 2)
+            b = common
+            c = -common * size * (size - 1)
+        else:
+            a = size / (size - 1)
+            c = -a
+    total = t
+    if CENTER:
+        total = t + size * mean_square
+    zero = (t <= NEGLIGIBLE * total) | (total == 0)
+    e = a * f + b * t * t + c * q
+    positive = (e > 0) & (zero == 0)
+    safe = tl.where(positive, e, 1.0)
+    by_e = tl.where(positive, -(t / safe) * (t / safe), 0.0)
+    by_t = tl.where(positive, 2.0 * t / safe, 0.0) + 2.0 * b * t * by_e
+    tl.store(value + batch, tl.where(positive, t * (t / safe), tl.where(zero, 0.0, float("inf"))))
+    if grad is not None:
+        g = tl.load(grad + batch)
+        tl.store(weights + batch * 4 + 0, t)
+        tl.store(weights + batch * 4 + 1, g * by_t)
+        tl.store(weights + batch * 4 + 2, g * a * by_e)
+        tl.store(weights + batch * 4 + 3, g * c * by_e)
 
 
 @triton.jit
 def row_tiles_kernel(
-    z, index, parts, pivots, column_sums, matrix, mean_out, stats, n, d, splits, chunk, count, z_batch, z_row,
-    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    z, index, parts, pivots, column_sums, counters, matrix, mean_out, rank_out, n, d, splits, slots, chunk, count,
+    z_batch, z_row,
+    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr, LEVELS: tl.constexpr,
+    NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """xᵀx of a chunk of whole rows (d <= BLOCK), less the pivot, to `parts` (b, splits, BLOCK, BLOCK).
+    """xᵀx of whole rows (d <= BLOCK) about a pivot, a chunk a program.
 
-    Where one chunk is all, the matrix is finished here: centred, divided by `count` to `matrix` (b, d, d) with its mean
-    (MATRIX), and its sums to `stats` (b, 3) (RANK).
+    MATRIX, one chunk only: centred, divided by `count` to `matrix` (b, d, d), with its mean. RANK: the programs of a batch
+    add up their chunks, and R₂ goes to `rank_out` (b,). Neither: chunks are left in `parts` (b, splits, BLOCK, BLOCK).
     """
     # divisions in 32 bits, then offsets in 64
     pid = tl.program_id(0)
@@ -121,19 +175,27 @@ def row_tiles_kernel(
         x = operand(x, inside, not (NORMALIZE or CENTER), PRECISION)
         acc = tl.dot(tl.trans(x), x, acc, input_precision=PRECISION, out_dtype=ACC)
     if MATRIX or RANK:
-        mean_square = tl.full([], 0.0, dtype=ACC)
-        if CENTER:
-            shift = total / n
-            # shift·total, through shared memory: a row vector as a column
-            acc -= tl.trans(tl.broadcast_to(shift[None, :], [BLOCK, BLOCK])) * total[None, :]
-            mean = pivot + shift
-            mean_square = tl.sum(mean * mean, 0)
-            if MATRIX:
-                tl.store(mean_out + batch * d + columns, mean, mask=columns < d)
+        alive = split >= 0
         if RANK:
-            store_sums(stats, batch, acc, columns, columns, mean_square)
-        if MATRIX:
-            store_tile(matrix, batch, acc / count, columns, columns, d, False)
+            alive, acc, total = add_parts(
+                alive, acc, total, parts, column_sums, counters, (batch * slots).to(tl.int32), split, splits,
+                LEVELS, BLOCK, BLOCK,
+            )  # fmt: skip
+        if alive:
+            mean_square = tl.full([], 0.0, dtype=ACC)
+            if CENTER:
+                shift = total / n
+                # shift·total, through shared memory: a row vector as a column
+                acc -= tl.trans(tl.broadcast_to(shift[None, :], [BLOCK, BLOCK])) * total[None, :]
+                mean = pivot + shift
+                mean_square = tl.sum(mean * mean, 0)
+                if MATRIX:
+                    tl.store(mean_out + batch * d + columns, mean, mask=columns < d)
+            if RANK:
+                t, f = tile_sums(acc, columns, columns)
+                store_rank(t, f, mean_square, None, 0, None, rank_out, None, batch, n, CENTER, NEGLIGIBLE, ACC, 1)
+            if MATRIX:
+                store_tile(matrix, batch, acc / count, columns, columns, d, False)
     else:
         at = batch * splits + split
         tl.store(parts + at * BLOCK * BLOCK + columns[:, None] * BLOCK + columns[None, :], acc)
@@ -144,17 +206,51 @@ def row_tiles_kernel(
 
 
 @triton.jit
+def finish_rows_kernel(
+    parts, pivots, column_sums, matrix, mean_out, n, d, splits, count,
+    CENTER: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add the chunks of a strip of `row_tiles_kernel`'s tile; write the matrix divided by `count`, and the mean."""
+    strips: tl.constexpr = BLOCK // ROWS
+    pid = tl.program_id(0)
+    strip = pid % strips
+    batch = (pid // strips).to(tl.int64)
+    rows = strip * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    ACC: tl.constexpr = parts.dtype.element_ty
+    total = tl.zeros([ROWS, BLOCK], dtype=tl.float64)
+    for split in range(0, splits):
+        at = parts + (batch * splits + split) * BLOCK * BLOCK
+        total += tl.load(at + rows[:, None] * BLOCK + columns[None, :]).to(tl.float64)
+    if CENTER:
+        by_row = tl.zeros([ROWS], dtype=tl.float64)
+        by_column = tl.zeros([BLOCK], dtype=tl.float64)
+        for split in range(0, splits):
+            at = column_sums + (batch * splits + split) * BLOCK
+            by_row += tl.load(at + rows).to(tl.float64)
+            by_column += tl.load(at + columns).to(tl.float64)
+        total -= by_row[:, None] * by_column[None, :] / n
+        if strip == 0:
+            mean = tl.load(pivots + batch * BLOCK + columns).to(tl.float64) + by_column / n
+            tl.store(mean_out + batch * d + columns, mean.to(ACC), mask=columns < d)
+    store_tile(matrix, batch, (total / count).to(ACC), rows, columns, d, False)
+
+
+@triton.jit
 def tiles_kernel(
-    z, index, scale, sums, left, parts, matrix, stats, n, d, mean_splits, mean_count, splits, chunk, tiles, side_tiles, count,
+    z, index, scale, sums, left, parts, norms, counters, matrix, stats, quartics, grad, rank_out, weights,
+    n, d, mean_splits, mean_count, splits, slots, chunk, tiles, side_tiles, quartic_count, count,
     z_batch, z_row, left_batch, left_row,
     GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, MATRIX: tl.constexpr,
-    RANK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    RANK: tl.constexpr, LEVELS: tl.constexpr, NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of xᵀx, of xxᵀ (GRAM) or of leftᵀx (CROSS), over a chunk of the other dimension.
+    """A tile of xᵀx, of xxᵀ (GRAM) or of leftᵀx (CROSS), over a chunk of the other dimension, which `add_parts` adds up.
 
-    Where one chunk is all it is finished: divided by `count` to `matrix` (b, side, side) (MATRIX), and what it adds to trace
-    and Frobenius norm to `stats` (b, tiles, 3) (RANK). Else it goes to `parts` (b, splits, tiles, BLOCK, BLOCK).
+    MATRIX: divided by `count` to `matrix` (b, side, side). RANK: the last of a batch's tiles makes of `stats` (b, tiles, 3)
+    its R₂, as `store_rank`. Norms come in `scale`; without it a GRAM takes those of its rows by the way.
     """
+    FUSED: tl.constexpr = GRAM and NORMALIZE and scale is None
     pid = tl.program_id(0)
     split = pid % splits
     tile = pid // splits % tiles
@@ -164,6 +260,8 @@ def tiles_kernel(
     b_side = j * BLOCK + tl.arange(0, BLOCK)
     begin = split * chunk
     acc = tl.zeros([BLOCK, BLOCK], dtype=ACC)
+    a_squares = tl.zeros([BLOCK], dtype=ACC)
+    b_squares = tl.zeros([BLOCK], dtype=ACC)
     mean_square = tl.full([], 0.0, dtype=ACC)
     if GRAM:
         end = tl.minimum(begin + chunk, d)
@@ -172,15 +270,20 @@ def tiles_kernel(
             columns = first + tl.arange(0, BLOCK_K)
             if CENTER:
                 mean = column_mean(sums, batch, columns, mean_count, d, mean_splits)
-                mean_square += tl.sum(mean * mean, 0)
             a = load_part(
-                z, index, scale, batch, a_side, columns, n, n, d, z_batch, z_row, mean, NORMALIZE, CENTER, ACC
-            )
+                z, index, scale, batch, a_side, columns, n, n, d, z_batch, z_row, mean, NORMALIZE and not FUSED, CENTER,
+                ACC,
+            )  # fmt: skip
             b = load_part(
-                z, index, scale, batch, b_side, columns, n, n, d, z_batch, z_row, mean, NORMALIZE, CENTER, ACC
-            )
+                z, index, scale, batch, b_side, columns, n, n, d, z_batch, z_row, mean, NORMALIZE and not FUSED, CENTER,
+                ACC,
+            )  # fmt: skip
+            if FUSED:
+                a_squares += tl.sum(a * a, 1)
+                b_squares += tl.sum(b * b, 1)
+            a = operand(a, a_side[:, None] < n, False, PRECISION)
+            b = operand(b, b_side[:, None] < n, False, PRECISION)
             acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION, out_dtype=ACC)
-        mean_square = tl.where(tile == 0, mean_square, 0.0)
         side = n
     else:
         end = tl.minimum(begin + chunk, n)
@@ -207,64 +310,46 @@ def tiles_kernel(
             b = operand(b, (rows < end)[:, None] & (b_side < d)[None, :], not (NORMALIZE or CENTER), PRECISION)
             acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION, out_dtype=ACC)
         side = d
-    if RANK:
-        store_sums(stats, batch * tiles + tile, acc, a_side, b_side, mean_square)
-    if MATRIX:
-        store_tile(matrix, batch, acc / count, a_side, b_side, side, CROSS)
-    if not (MATRIX or RANK):
-        square = tl.arange(0, BLOCK)
-        at = parts + ((batch * splits + split) * tiles + tile) * BLOCK * BLOCK
-        tl.store(at + square[:, None] * BLOCK + square[None, :], acc)
-
-
-@triton.jit
-def finish_tiles_kernel(
-    parts, pivots, column_sums, sums, matrix, mean_out, stats, n, side, mean_splits, mean_count,
-    splits, tiles, side_tiles, count,
-    PIVOT: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Add the chunks of a strip of a tile; write the matrix divided by `count`, the mean, and the strip's sums.
-
-    PIVOT: the chunks are about a pivot, and centring is made good here from the column sums.
-    """
-    strips: tl.constexpr = BLOCK // ROWS
-    pid = tl.program_id(0)
-    strip = pid % strips
-    tile = pid // strips % tiles
-    batch = (pid // strips // tiles).to(tl.int64)
-    i, j = tile_of(tile, side_tiles, CROSS)
-    rows = strip * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK)
-    ACC: tl.constexpr = parts.dtype.element_ty
-    total = tl.zeros([ROWS, BLOCK], dtype=tl.float64)
-    for split in range(0, splits):
-        at = parts + ((batch * splits + split) * tiles + tile) * BLOCK * BLOCK
-        total += tl.load(at + rows[:, None] * BLOCK + columns[None, :]).to(tl.float64)
-    mean_square = tl.full([], 0.0, dtype=ACC)
-    here = (i == j) & (strip == 0)
-    b_side = j * BLOCK + columns
-    if PIVOT:
-        by_row = tl.zeros([ROWS], dtype=tl.float64)
-        by_column = tl.zeros([BLOCK], dtype=tl.float64)
-        for split in range(0, splits):
-            at = column_sums + (batch * splits + split) * BLOCK
-            by_row += tl.load(at + rows).to(tl.float64)
-            by_column += tl.load(at + columns).to(tl.float64)
-        total -= by_row[:, None] * by_column[None, :] / n
-        mean = (tl.load(pivots + batch * BLOCK + columns).to(tl.float64) + by_column / n).to(ACC)
-        if MATRIX:  # noqa: SIM102 (a constant decides whether there is a mean to write)
-            if here:
-                tl.store(mean_out + batch * side + columns, mean, mask=columns < side)
-        mean_square = tl.where(here, tl.sum(mean * mean, 0), 0.0)
-    elif CENTER:
-        mean = column_mean(sums, batch, b_side, mean_count, side, mean_splits)
-        mean_square = tl.where(here, tl.sum(mean * mean, 0), 0.0)
-    value = total.to(ACC)
-    if RANK:
-        store_sums(stats, pid, value, i * BLOCK + rows, b_side, mean_square)
-    if MATRIX:
-        store_tile(matrix, batch, (total / count).to(ACC), i * BLOCK + rows, b_side, side, CROSS)
+    alive = split >= 0
+    if LEVELS > 0:
+        base = (((batch * tiles) + tile) * slots).to(tl.int32)
+        both = tl.join(a_squares, b_squares)
+        alive, acc, both = add_parts(
+            alive, acc, tl.reshape(both, [2 * BLOCK]), parts, norms, counters, base, split, splits,
+            LEVELS, BLOCK, 2 * BLOCK,
+        )  # fmt: skip
+        a_squares, b_squares = tl.split(tl.reshape(both, [BLOCK, 2]))
+    if alive:
+        if FUSED:
+            acc = acc * inverse_norm(a_squares)[:, None] * inverse_norm(b_squares)[None, :]
+        if MATRIX:
+            store_tile(matrix, batch, acc / count, a_side, b_side, side, CROSS)
+        if RANK:
+            if GRAM and CENTER:  # noqa: SIM102 (constants decide whether there is a mean)
+                if tile == 0:
+                    for first in range(0, d, BLOCK_K):
+                        mean = column_mean(sums, batch, first + tl.arange(0, BLOCK_K), mean_count, d, mean_splits)
+                        mean_square += tl.sum(mean * mean, 0)
+            t, f = tile_sums(acc, a_side, b_side)
+            at = stats + 3 * (batch * tiles + tile)
+            tl.store(at, t)
+            tl.store(at + 1, f)
+            tl.store(at + 2, mean_square)
+            # after those of the tiles
+            if arrive(counters + tl.num_programs(0) // splits * slots + batch, tiles):
+                t = tl.full([], 0.0, dtype=ACC)
+                f = tl.full([], 0.0, dtype=ACC)
+                mean_square = tl.full([], 0.0, dtype=ACC)
+                for first in range(0, tiles, BLOCK):
+                    other = first + tl.arange(0, BLOCK)
+                    there = stats + 3 * (batch * tiles + other)
+                    t += tl.sum(tl.load(there, mask=other < tiles, other=0.0, cache_modifier=".cg"), 0)
+                    f += tl.sum(tl.load(there + 1, mask=other < tiles, other=0.0, cache_modifier=".cg"), 0)
+                    mean_square += tl.sum(tl.load(there + 2, mask=other < tiles, other=0.0, cache_modifier=".cg"), 0)
+                store_rank(
+                    t, f, mean_square, quartics, quartic_count, grad, rank_out, weights, batch, n,
+                    CENTER, NEGLIGIBLE, ACC, BLOCK,
+                )  # fmt: skip
 
 
 # by arithmetic and side; stages and blocks are the largest that do not spill (bench/aot.py)
@@ -303,149 +388,211 @@ CONFIGURATIONS = {
 
 @dataclass(frozen=True)
 class Moments:
-    """What `moments` was asked for: the matrix (b, side, side), the mean (b, d) and parts (b, parts, 3) of
-    trace, squared Frobenius norm and ‖mean‖² of the undivided matrix; and the statistics of the rows, if a pass took them.
-    """
+    """The matrix (b, side, side), its mean (b, d) where the kernel took it, and the statistics of the rows, if a pass did."""
 
-    matrix: Tensor | None
+    matrix: Tensor
     mean: Tensor | None
-    parts: Tensor | None
     statistics: Statistics
 
 
 def moments(
     z: Tensor, index: Tensor | None, center: bool, normalize: bool, *, acc: torch.dtype, precision: str = "ieee",
-    count: int = 1, gram: bool = False, matrix: bool = True, rank: bool = False, by_rows: bool = True,
+    count: int = 1, gram: bool = False,
 ) -> Moments:  # fmt: skip
-    """XᵀX / count, or XXᵀ / count (gram), of normalised, centred rows.
+    """XᵀX / count, or XXᵀ / count (gram), of normalised, centred rows: z (b, n, d), or a pool (N, d) with index (b, n)."""
+    if not gram and _by_rows(z, precision, acc) is not None:
+        return _moments_by_rows(z, index, center, normalize, acc, precision, count)
+    statistics = Statistics() if _fused(gram, center) else row_statistics(z, index, normalize, center, acc)
+    matrix = _tiles(z, index, statistics, normalize, acc, precision, count, gram, matrix=True, rank=None).matrix
+    assert matrix is not None
+    return Moments(matrix, None, statistics)
 
-    Args:
-        z: (b, n, d), or a pool (N, d) with index (b, n); last stride 1.
-        matrix, rank: which results are wanted.
-        by_rows: take the one-pass kernel where d allows it; else norms and mean come from a pass before (as the Gram
-            side always needs, and gradients).
-    """
+
+def ranks(
+    z: Tensor, index: Tensor | None, center: bool, normalize: bool, *, acc: torch.dtype, gram: bool
+) -> Tensor:  # fmt: skip
+    """Order-2 ranks (b,), biased; the matrix, of either side, is never stored."""
+    precision = "ieee" if acc == torch.float64 else RANK_PRECISION
+    if not gram and _by_rows(z, precision, acc) is not None:
+        return _ranks_by_rows(z, index, center, normalize, acc, precision)
+    statistics = Statistics() if _fused(gram, center) else row_statistics(z, index, normalize, center, acc)
+    value = _tiles(
+        z, index, statistics, normalize, acc, precision, 1, gram, matrix=False, rank=RankInputs(None, None)
+    ).rank
+    assert value is not None
+    return value
+
+
+@dataclass(frozen=True)
+class RankInputs:
+    """Partial Σ‖x‖⁴ (b, parts), which make the rank unbiased, and the gradient on it (b,), which asks for weights (b, 4)."""
+
+    quartics: Tensor | None
+    grad: Tensor | None
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Of one launch over tiles, what was asked for."""
+
+    matrix: Tensor | None
+    rank: Tensor | None
+    weights: Tensor | None
+
+
+# three products of bf16 keep 16 bits of each operand; R₂, an average over them, has float32's error
+RANK_PRECISION = "bf16x3"
+
+
+def tiles_and_rank(
+    z: Tensor, index: Tensor | None, statistics: Statistics, normalize: bool, acc: torch.dtype, gram: bool,
+    matrix: bool, rank: RankInputs,
+) -> Tiles:  # fmt: skip
+    """Matrix and order-2 rank of rows whose statistics are there."""
+    return _tiles(z, index, statistics, normalize, acc, "ieee", 1, gram, matrix=matrix, rank=rank)
+
+
+def _fused(gram: bool, center: bool) -> bool:
+    # a Gram matrix shows the norms of its rows, but not the mean of the normalised ones
+    return gram and not center
+
+
+def _by_rows(z: Tensor, precision: str, acc: torch.dtype) -> Configuration | None:
+    """The configuration that reads whole rows, where d allows it."""
+    return ROW_TILES.get((arithmetic(precision, z.dtype, acc), power_of_two(z.shape[-1])))
+
+
+def _negligible(acc: torch.dtype) -> float:
+    return float((32 * torch.finfo(acc).eps) ** 2)
+
+
+def _tiles(
+    z: Tensor, index: Tensor | None, statistics: Statistics, normalize: bool, acc: torch.dtype, precision: str,
+    count: int, gram: bool, *, matrix: bool, rank: RankInputs | None, left: Tensor | None = None,
+) -> Tiles:  # fmt: skip
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
-    kind = arithmetic(precision, z.dtype, acc)
-    if by_rows and not gram and (kind, power_of_two(d)) in ROW_TILES:
-        return _moments_by_rows(z, index, center, normalize, acc, precision, count, matrix, rank)
-    statistics = row_statistics(z, index, normalize, center, acc)
     side, length = (n, d) if gram else (d, n)
+    kind = arithmetic(precision, z.dtype, acc)
     use = TILES[kind, 64 if side <= 64 or kind == "fp64" else 128]
-    side_tiles = -(-side // use["BLOCK"])
-    tiles = side_tiles * (side_tiles + 1) // 2
+    block = use["BLOCK"]
+    side_tiles = -(-side // block)
+    tiles = side_tiles * side_tiles if left is not None else side_tiles * (side_tiles + 1) // 2
     splits, chunk = split_rows(length, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
-    once = splits == 1
+    slots, levels = part_slots(splits), part_levels(splits)
     result = z.new_empty(b, side, side, dtype=acc) if matrix else None
-    stats = z.new_empty(b, tiles, 3, dtype=acc) if once and rank else None
-    parts = None if once else z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
+    value = weights = quartics = grad = stats = parts = norms = None
+    if rank is not None:
+        value, stats, quartics, grad = (
+            z.new_empty(b, dtype=acc),
+            z.new_empty(b, tiles, 3, dtype=acc),
+            rank.quartics,
+            rank.grad,
+        )
+        weights = z.new_empty(b, 4, dtype=acc) if grad is not None else None
+    if levels > 0:
+        parts = z.new_empty(b * tiles * slots, block, block, dtype=acc)
+        norms = z.new_empty(b * tiles * slots, 2 * block, dtype=acc)
     launch(
         tiles_kernel,
         b * tiles * splits,
         (
-            z, index, statistics.scale, statistics.sums, None, parts, result if once else None, stats, n, d,
-            statistics.splits, statistics.count, splits, chunk, tiles, side_tiles, count, *batch_strides(z), 0, 0,
+            z, index, statistics.scale, statistics.sums, left, parts, norms,
+            counters(z, b * tiles * slots + b) if levels > 0 or rank is not None else None, result, stats, quartics, grad,
+            value, weights, n, d, statistics.splits, statistics.count, splits, slots, chunk, tiles, side_tiles,
+            1 if quartics is None else quartics.shape[1], count, *batch_strides(z),
+            *(batch_strides(left) if left is not None else (0, 0)),
         ),
         {
-            "GRAM": gram, "NORMALIZE": normalize, "CENTER": center, "CROSS": False, "MATRIX": once and matrix,
-            "RANK": once and rank, "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+            "GRAM": gram, "NORMALIZE": normalize, "CENTER": statistics.sums is not None, "CROSS": left is not None,
+            "MATRIX": matrix, "RANK": rank is not None, "LEVELS": levels,
+            "NEGLIGIBLE": 0.0 if rank is None else _negligible(acc),
+            "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
-    if parts is not None:
-        # ‖mean‖² of a Gram matrix is its rows', not its columns'
-        stats = _finish(parts, None, statistics, result, None, n, side, count, center and not gram, False, rank)
-        if gram and center and stats is not None:
-            mean = statistics.mean()
-            assert mean is not None
-            stats[:, 0, 2] = mean.square().sum(-1)
-    return Moments(result, None, stats, statistics)
-
-
-def _finish(
-    parts: Tensor, pivots: tuple[Tensor, Tensor] | None, statistics: Statistics, matrix: Tensor | None,
-    mean: Tensor | None, n: int, side: int, count: int, center: bool, cross: bool, rank: bool,
-) -> Tensor | None:  # fmt: skip
-    b, splits, tiles, block, _ = parts.shape
-    use = FINISH[block]
-    strips = block // use["ROWS"]
-    sums = parts.new_empty(b, tiles * strips, 3) if rank else None
-    pivot, column_sums = pivots if pivots is not None else (None, None)
-    launch(
-        finish_tiles_kernel,
-        b * tiles * strips,
-        (
-            parts, pivot, column_sums, statistics.sums if center else None, matrix, mean, sums, n, side,
-            statistics.splits, statistics.count, splits, tiles, -(-side // block), count,
-        ),
-        {"PIVOT": pivots is not None, "CENTER": center, "CROSS": cross, "MATRIX": matrix is not None, "RANK": rank},
-        use,
-    )  # fmt: skip
-    return sums
+    return Tiles(result, value, weights)
 
 
 def _moments_by_rows(
-    z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, precision: str, count: int,
-    matrix: bool, rank: bool,
-) -> Moments:  # fmt: skip
+    z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, precision: str, count: int
+) -> Moments:
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
-    use = ROW_TILES[arithmetic(precision, z.dtype, acc), power_of_two(d)]
+    use = _by_rows(z, precision, acc)
+    assert use is not None
     block = use["BLOCK"]
     splits, chunk = split_rows(n, use["BLOCK_K"], b, LONGEST_CHUNK)
     once = splits == 1
-    result = z.new_empty(b, d, d, dtype=acc) if matrix else None
-    mean = z.new_empty(b, d, dtype=acc) if center and matrix else None
-    stats = z.new_empty(b, 1, 3, dtype=acc) if once and rank else None
-    parts = None if once else z.new_empty(b, splits, 1, block, block, dtype=acc)
-    pivots = None
+    result = z.new_empty(b, d, d, dtype=acc)
+    mean = z.new_empty(b, d, dtype=acc) if center else None
+    parts = None if once else z.new_empty(b, splits, block, block, dtype=acc)
+    pivots = column_sums = None
     if center and not once:
-        pivots = (z.new_empty(b, block, dtype=acc), z.new_empty(b, splits, block, dtype=acc))
+        pivots, column_sums = z.new_empty(b, block, dtype=acc), z.new_empty(b, splits, block, dtype=acc)
     launch(
         row_tiles_kernel,
         b * splits,
         (
-            z, index, parts, *(pivots or (None, None)), result if once else None, mean if once else None, stats, n, d,
-            splits, chunk, count, *batch_strides(z),
+            z, index, parts, pivots, column_sums, None, result if once else None, mean if once else None, None, n, d,
+            splits, splits, chunk, count, *batch_strides(z),
         ),
         {
-            "NORMALIZE": normalize, "CENTER": center, "MATRIX": once and matrix, "RANK": once and rank,
+            "NORMALIZE": normalize, "CENTER": center, "MATRIX": once, "RANK": False, "LEVELS": 0, "NEGLIGIBLE": 0.0,
             "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
     if parts is not None:
-        stats = _finish(parts, pivots, Statistics(), result, mean, n, d, count, center, False, rank)
-    return Moments(result, mean, stats, Statistics())
+        finish = FINISH[block]
+        launch(
+            finish_rows_kernel,
+            b * (block // finish["ROWS"]),
+            (parts, pivots, column_sums, result, mean, n, d, splits, count),
+            {"CENTER": center},
+            finish,
+        )
+    return Moments(result, mean, Statistics())
+
+
+def _ranks_by_rows(
+    z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, precision: str
+) -> Tensor:
+    b, n = z.shape[:2] if index is None else index.shape
+    use = _by_rows(z, precision, acc)
+    assert use is not None
+    block = use["BLOCK"]
+    # many batches fill the chip by themselves, and save the sums of parts
+    splits, chunk = split_rows(n, use["BLOCK_K"], max(b, FULL_GRID if b >= MANY_BATCHES else b), LONGEST_CHUNK)
+    slots, levels = part_slots(splits), part_levels(splits)
+    parts = column_sums = count = None
+    if levels > 0:
+        parts = z.new_empty(b * slots, block, block, dtype=acc)
+        column_sums = z.new_empty(b * slots, block, dtype=acc)
+        count = counters(z, b * slots)
+    value = z.new_empty(b, dtype=acc)
+    launch(
+        row_tiles_kernel,
+        b * splits,
+        (
+            z, index, parts, None, column_sums, count, None, None, value, n, z.shape[-1], splits, slots, chunk, 1,
+            *batch_strides(z),
+        ),
+        {
+            "NORMALIZE": normalize, "CENTER": center, "MATRIX": False, "RANK": True, "LEVELS": levels,
+            "NEGLIGIBLE": _negligible(acc), "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+        },
+        use,
+    )  # fmt: skip
+    return value
 
 
 def cross_product(left: Tensor, z: Tensor, mean: Tensor, acc: torch.dtype) -> Tensor:
     """leftᵀ (z − mean): (b, d, d) from two (b, n, d) and mean (b, d)."""
-    b, n, d = z.shape
-    kind = arithmetic("ieee", z.dtype, acc)
-    use = TILES[kind, 64 if d <= 64 or kind == "fp64" else 128]
-    side_tiles = -(-d // use["BLOCK"])
-    tiles = side_tiles * side_tiles
-    splits, chunk = split_rows(n, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
-    result = z.new_empty(b, d, d, dtype=acc)
-    once = splits == 1
-    parts = None if once else z.new_empty(b, splits, tiles, use["BLOCK"], use["BLOCK"], dtype=acc)
-    launch(
-        tiles_kernel,
-        b * tiles * splits,
-        (
-            z, None, None, mean, left, parts, result if once else None, None, n, d, 1, 1, splits, chunk, tiles, side_tiles,
-            1, *batch_strides(z), *batch_strides(left),
-        ),
-        {
-            "GRAM": False, "NORMALIZE": False, "CENTER": True, "CROSS": True, "MATRIX": once, "RANK": False,
-            "ACC": triton_dtype(acc), "PRECISION": dot_precision("ieee", z.dtype, acc),
-        },
-        use,
-    )  # fmt: skip
-    if parts is not None:
-        _finish(parts, None, Statistics(), result, None, n, d, 1, False, True, False)
+    result = _tiles(
+        z, None, Statistics(sums=mean), False, acc, "ieee", 1, False, matrix=True, rank=None, left=left
+    ).matrix
+    assert result is not None
     return result
 
 
@@ -453,9 +600,7 @@ def covariance(z: Tensor, center: bool, normalize: bool, correction: int, precis
     z = dense_rows(z)
     count = z.shape[1] - correction
     acc = accumulation_dtype(z.dtype)
-    matrix = moments(z, None, center, normalize, acc=acc, precision=precision, count=count).matrix
-    assert matrix is not None
-    return matrix
+    return moments(z, None, center, normalize, acc=acc, precision=precision, count=count).matrix
 
 
 def covariance_backward(
@@ -482,7 +627,8 @@ def aot_calls() -> list[AotCall]:
     def gram(dtype: torch.dtype) -> None:
         for rows in (48, 256):
             z = torch.empty(8, rows, 512, dtype=dtype, device="meta")
-            moments(z, None, True, True, acc=accumulation_dtype(dtype), gram=True, matrix=False, rank=True)
+            for center in (False, True):
+                ranks(z, None, center, True, acc=accumulation_dtype(dtype), gram=True)
 
     dtypes = (torch.float32, torch.bfloat16, torch.float64)
     cases = [(65536, d, dtype, False, "ieee") for d in (16, 32, 64, 128, 512) for dtype in dtypes]

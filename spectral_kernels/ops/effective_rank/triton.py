@@ -1,4 +1,4 @@
-"""Order-2 effective rank: the matrix stays in registers, tile by tile; a last kernel turns the sums into ranks.
+"""Order-2 effective rank: the matrix stays in registers, tile by tile, and the last program of a batch makes its sums a rank.
 
 Batches of a pool are gathered by index as they are read. Gradients add up where a row of the pool occurs in many batches,
 in a fixed order.
@@ -26,7 +26,7 @@ from spectral_kernels.ops._triton import (
     triton_dtype,
     whole_rows,
 )
-from spectral_kernels.ops.covariance.triton import Moments, moments
+from spectral_kernels.ops.covariance.triton import RankInputs, ranks, tiles_and_rank
 from spectral_kernels.ops.spectrum.triton import gathered_spectrum
 
 
@@ -51,64 +51,11 @@ def row_squares_kernel(
     tl.store(quartics + pid, tl.sum(length * length, 0))
 
 
-@triton.jit
-def rank_kernel(
-    parts, quartics, grad, value, weights, n, part_count, quartic_count,
-    CENTER: tl.constexpr, UNBIASED: tl.constexpr, NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """R₂ (b,) and, with grad (b,), the gradient on its sums: `weights` (b, 4) as `rank2_from_sums` in reference.py."""
-    batch = tl.program_id(0).to(tl.int64)
-    t = tl.full([], 0.0, dtype=ACC)
-    f = tl.full([], 0.0, dtype=ACC)
-    q = tl.full([], 0.0, dtype=ACC)
-    mean_square = tl.full([], 0.0, dtype=ACC)
-    for first in range(0, part_count, BLOCK):
-        part = first + tl.arange(0, BLOCK)
-        at = parts + 3 * (batch * part_count + part)
-        t += tl.sum(tl.load(at, mask=part < part_count, other=0.0), 0)
-        f += tl.sum(tl.load(at + 1, mask=part < part_count, other=0.0), 0)
-        mean_square += tl.sum(tl.load(at + 2, mask=part < part_count, other=0.0), 0)
-    # n as a float of the accumulation dtype: n⁴ passes 2³¹
-    size = tl.full([], 0.0, dtype=ACC) + n
-    a = size / size
-    b = size - size
-    c = size - size
-    if UNBIASED:
-        for first in range(0, quartic_count, BLOCK):
-            part = first + tl.arange(0, BLOCK)
-            q += tl.sum(tl.load(quartics + batch * quartic_count + part, mask=part < quartic_count, other=0.0), 0)
-        if CENTER:
-            common = (size - 1) / (size * (size - 2) * (size - 3))
-            a = common * (size - 1) * (size - 2)
-            b = common
-            c = -common * size * (size - 1)
-        else:
-            a = size / (size - 1)
-            c = -a
-    total = t
-    if CENTER:
-        total = t + size * mean_square
-    zero = (t <= NEGLIGIBLE * total) | (total == 0)
-    e = a * f + b * t * t + c * q
-    positive = (e > 0) & (zero == 0)
-    safe = tl.where(positive, e, 1.0)
-    by_e = tl.where(positive, -(t / safe) * (t / safe), 0.0)
-    by_t = tl.where(positive, 2.0 * t / safe, 0.0) + 2.0 * b * t * by_e
-    tl.store(value + batch, tl.where(positive, t * (t / safe), tl.where(zero, 0.0, float("inf"))))
-    if grad is not None:
-        g = tl.load(grad + batch)
-        tl.store(weights + batch * 4 + 0, t)
-        tl.store(weights + batch * 4 + 1, g * by_t)
-        tl.store(weights + batch * 4 + 2, g * a * by_e)
-        tl.store(weights + batch * 4 + 3, g * c * by_e)
-
-
 SQUARES = {
     torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=4, num_stages=1),
     torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4, num_stages=1),
 }
-RANK = Configuration({"BLOCK": 128}, num_warps=4, num_stages=1)
-CONFIGURATIONS = {**{f"row_squares {dtype}": use for dtype, use in SQUARES.items()}, "rank": RANK}
+CONFIGURATIONS = {f"row_squares {dtype}": use for dtype, use in SQUARES.items()}
 
 
 def _row_squares(z: Tensor, statistics: Statistics, acc: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -131,27 +78,6 @@ def _row_squares(z: Tensor, statistics: Statistics, acc: torch.dtype) -> tuple[T
     return squares, quartics
 
 
-def _rank(
-    found: Moments, n: int, center: bool, quartics: Tensor | None, grad: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    parts = found.parts
-    assert parts is not None
-    b = parts.shape[0]
-    value = parts.new_empty(b)
-    weights = parts.new_empty(b, 4) if grad is not None else None
-    launch(
-        rank_kernel,
-        b,
-        (parts, quartics, grad, value, weights, n, parts.shape[1], 1 if quartics is None else quartics.shape[1]),
-        {
-            "CENTER": center, "UNBIASED": quartics is not None, "ACC": triton_dtype(parts.dtype),
-            "NEGLIGIBLE": (32 * torch.finfo(parts.dtype).eps) ** 2,
-        },
-        RANK,
-    )  # fmt: skip
-    return value, weights
-
-
 def _gram_side(n: int, d: int) -> bool:
     # whole rows fit one tile up to 128 features: the d x d side then needs one pass and no norms before it
     return n < d and not whole_rows(d)
@@ -160,11 +86,13 @@ def _gram_side(n: int, d: int) -> bool:
 def _forward(z: Tensor, index: Tensor | None, center: bool, normalize: bool, unbiased: bool) -> Tensor:
     acc = accumulation_dtype(z.dtype)
     n, d = z.shape[-2] if index is None else index.shape[1], z.shape[-1]
-    found = moments(
-        z, index, center, normalize, acc=acc, gram=_gram_side(n, d), matrix=False, rank=True, by_rows=not unbiased
-    )
-    quartics = _row_squares(z, found.statistics, acc)[1] if unbiased else None
-    return _rank(found, n, center, quartics, None)[0]
+    if not unbiased:
+        return ranks(z, index, center, normalize, acc=acc, gram=_gram_side(n, d))
+    statistics = row_statistics(z, index, normalize, center, acc)
+    given = RankInputs(_row_squares(z, statistics, acc)[1], None)
+    value = tiles_and_rank(z, index, statistics, normalize, acc, _gram_side(n, d), False, given).rank
+    assert value is not None
+    return value
 
 
 def _row_gradient(
@@ -174,15 +102,15 @@ def _row_gradient(
     acc = accumulation_dtype(z.dtype)
     n, d = z.shape[-2] if index is None else index.shape[1], z.shape[-1]
     gram = _gram_side(n, d)
-    found = moments(z, index, center, normalize, acc=acc, gram=gram, matrix=True, rank=True, by_rows=False)
-    squares, quartics = _row_squares(z, found.statistics, acc) if unbiased else (None, None)
-    weights = _rank(found, n, center, quartics, grad.contiguous())[1]
+    statistics = row_statistics(z, index, normalize, center, acc)
+    squares, quartics = _row_squares(z, statistics, acc) if unbiased else (None, None)
+    found = tiles_and_rank(z, index, statistics, normalize, acc, gram, True, RankInputs(quartics, grad.contiguous()))
     assert found.matrix is not None
     dx = apply(
-        z, found.matrix, found.statistics, index=index, gram=gram, weights=weights, squares=squares, tangent=tangent,
+        z, found.matrix, statistics, index=index, gram=gram, weights=found.weights, squares=squares, tangent=tangent,
         dtype=z.dtype if tangent else None,
     )  # fmt: skip
-    return dx, found.statistics
+    return dx, statistics
 
 
 def effective_rank2(z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:

@@ -31,7 +31,6 @@ def gathered_spectrum(
     rows = z if z.dtype == torch.float64 else z.float()
     found = moments(rows, index, center, normalize, acc=torch.float64, count=n, gram=n < d)
     matrix, mean = found.matrix, found.mean if found.mean is not None else found.statistics.mean()
-    assert matrix is not None
     if center:
         assert mean is not None
         spread = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)

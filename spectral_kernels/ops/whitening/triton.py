@@ -14,7 +14,6 @@ CONFIGURATIONS: dict[str, Configuration] = {}
 
 def _covariance(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     found = moments(z, None, center, False, acc=accumulation_dtype(z.dtype), count=z.shape[1])
-    assert found.matrix is not None
     if not center:
         return found.matrix, found.matrix.new_zeros(z.shape[0], z.shape[2])
     mean = found.mean if found.mean is not None else found.statistics.mean()
