@@ -20,10 +20,11 @@ def drop_noise(covariance: Tensor, mean: Tensor) -> Tensor:
 
 def shrink(covariance: Tensor, shrinkage: float) -> Tensor:
     """C_ε in float64; the identity for a batch without any spread, which then whitens to zeros."""
-    c = covariance.double()
-    level = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-    return torch.where(level > 0, (1 - shrinkage) * c + shrinkage * level * eye, eye)
+    c = (1 - shrinkage) * covariance.double()
+    level = covariance.diagonal(dim1=-2, dim2=-1).double().mean(-1, keepdim=True)
+    # without spread c is 0
+    c.diagonal(dim1=-2, dim2=-1).add_(torch.where(level > 0, shrinkage * level, 1.0))
+    return c
 
 
 def _newton_schulz_steps(d: int, shrinkage: float) -> int:
@@ -83,25 +84,24 @@ def whitening_matrix_backward(
     dmatrix: Tensor, covariance: Tensor, matrix: Tensor, method: str, shrinkage: float
 ) -> Tensor:
     """Symmetric gradient on the covariance (float64) from the gradient on W."""
-    c = covariance.double()
     dw, w = dmatrix.double(), matrix.double()
     if method == "cholesky":
         # dL = -Wᵀ dW Wᵀ, then the reverse of the Cholesky factorisation: W'ᵀ Φ(Lᵀ dL) W', symmetrised
         inner = -(dw @ w.mT)
         phi = inner.tril()
-        phi = phi - 0.5 * torch.diag_embed(phi.diagonal(dim1=-2, dim2=-1))
+        phi.diagonal(dim1=-2, dim2=-1).mul_(0.5)
         dc = w.mT @ phi @ w
     else:
         # Daleckii and Krein: no difference of eigenvalues is divided by, so repeated ones do no harm
-        values, vectors = torch.linalg.eigh(shrink(c, shrinkage))
+        values, vectors = torch.linalg.eigh(shrink(covariance, shrinkage))
         root = values.sqrt()
         kernel = -1 / (root.unsqueeze(-1) * root.unsqueeze(-2) * (root.unsqueeze(-1) + root.unsqueeze(-2)))
         dc = vectors @ (kernel * (vectors.mT @ dw @ vectors)) @ vectors.mT
-    dc = 0.5 * (dc + dc.mT)
-    trace = dc.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-    spread = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] > 0
-    return torch.where(spread, (1 - shrinkage) * dc + shrinkage * trace * eye, 0.0)
+    trace = dc.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    dc = (0.5 * (1 - shrinkage)) * (dc + dc.mT)
+    dc.diagonal(dim1=-2, dim2=-1).add_(shrinkage * trace)
+    spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] > 0
+    return torch.where(spread, dc, 0.0)
 
 
 def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
