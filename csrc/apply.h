@@ -21,12 +21,32 @@ void to_panels(int64_t k, int64_t n, T* out, const Entry& entry) {
   }
 }
 
+/// Which entries of a matrix may be other than zero.
+enum class Triangle { kWhole, kLower, kUpper };
+
 /// One term (x - shift) right of the product.
 template <class T>
 struct Term {
   RowView view;
   const T* shift = nullptr;  // padded, or null
   const T* right = nullptr;  // panels (d, d)
+  Triangle triangle = Triangle::kWhole;
+
+  /// c = a right for `m` padded rows of `width`; zeros of a triangle are left out, panel by panel.
+  void multiply(const T* a, int64_t m, int64_t width, T* c) const {
+    const Kernels<T>& kernel = kernels<T>();
+    const int64_t d = view.d, panel = kernel.panel;
+    if (triangle == Triangle::kWhole) {
+      kernel.multiply(a, width, m, right, d * panel, d, d, c, width);
+      return;
+    }
+    for (int64_t j = 0; j < d; j += panel) {
+      const int64_t begin = triangle == Triangle::kLower ? j : 0;
+      const int64_t end = triangle == Triangle::kLower ? d : std::min(d, j + panel);
+      kernel.multiply(a + begin, width, m, right + j * d + begin * panel, d * panel, end - begin,
+                      std::min(panel, d - j), c + j, width);
+    }
+  }
 };
 
 /// Where rows are written.
@@ -76,7 +96,7 @@ struct Apply {
           kernel.read(term.view, begin, count, term.shift, scratch.rows.data(), block, scratch.inverse_norms.data());
       if (result.bad >= 0 && bad != nullptr) bad->report(bad_offset + result.bad);
       T* const to = t + 1 == terms.size() ? scratch.sum.data() : scratch.product.data();
-      kernel.multiply(scratch.rows.data(), w, padded, term.right, d * kernel.panel, d, d, to, w);
+      term.multiply(scratch.rows.data(), padded, w, to);
       if (t + 1 != terms.size()) {
         for (int64_t i = 0; i < count * w; ++i) scratch.sum[i] += scratch.product[i];
       }

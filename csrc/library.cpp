@@ -69,10 +69,10 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
   m.def(
       "batch_effective_rank2_backward(Tensor grad, Tensor pool, Tensor indices, bool center, bool normalize)"
       " -> Tensor");
-  m.def("whiten_apply(Tensor z, Tensor mean, Tensor matrix) -> Tensor");
+  m.def("whiten_apply(Tensor z, Tensor mean, Tensor matrix, bool lower) -> Tensor");
   m.def(
-      "whiten_apply_backward(Tensor grad, Tensor z, Tensor mean, Tensor matrix, Tensor dcovariance, bool center)"
-      " -> Tensor");
+      "whiten_apply_backward(Tensor grad, Tensor z, Tensor mean, Tensor matrix, Tensor dcovariance, bool center,"
+      " bool lower) -> Tensor");
   m.def("cross_moment(Tensor left, Tensor z, Tensor mean) -> Tensor");
   m.def("info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)");
   m.def(

@@ -18,7 +18,8 @@ Buffer<T> padded_row(const Tensor& rows, int64_t batch) {
   return padded_copy<T>(std::vector<double>(from, from + d));
 }
 
-Tensor whiten_apply(const Tensor& rows, const Tensor& mean_, const Tensor& matrix_) {
+/// `lower`: the matrix is lower triangular.
+Tensor whiten_apply(const Tensor& rows, const Tensor& mean_, const Tensor& matrix_, bool lower) {
   const Tensor z = dense_rows(rows), mean = torch::stable::contiguous(mean_),
                matrix = torch::stable::contiguous(matrix_);
   const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
@@ -31,7 +32,8 @@ Tensor whiten_apply(const Tensor& rows, const Tensor& mean_, const Tensor& matri
       const T* const w = data_of<T>(matrix) + batch * d * d;
       const Buffer<T> shift = padded_row<T>(mean, batch);
       to_panels<T>(d, d, right.data(), [&](int64_t i, int64_t j) { return w[j * d + i]; });
-      const Apply<T> apply{{{rows_of(z, false, batch), shift.data(), right.data()}}};
+      const Triangle triangle = lower ? Triangle::kUpper : Triangle::kWhole;
+      const Apply<T> apply{{{rows_of(z, false, batch), shift.data(), right.data(), triangle}}};
       apply.all(n, sink_of(out, batch), &bad, batch * n);
     }
   });
@@ -91,7 +93,7 @@ Tensor cross_moment(const Tensor& left_, const Tensor& rows, const Tensor& mean_
 }
 
 Tensor whiten_apply_backward(const Tensor& grad_, const Tensor& rows, const Tensor& mean_, const Tensor& matrix_,
-                             const Tensor& dcovariance_, bool center) {
+                             const Tensor& dcovariance_, bool center, bool lower) {
   const Tensor grad = dense_rows(grad_), z = dense_rows(rows), mean = torch::stable::contiguous(mean_);
   const Tensor matrix = torch::stable::contiguous(matrix_), dcovariance = torch::stable::contiguous(dcovariance_);
   const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
@@ -115,7 +117,8 @@ Tensor whiten_apply_backward(const Tensor& grad_, const Tensor& rows, const Tens
         add_product(rest, second.data(), left.data());
         offset = padded_copy<T>(left);
       }
-      const Apply<T> apply{{{gradient, center ? gradient_mean.data() : nullptr, right.data()},
+      const Triangle triangle = lower ? Triangle::kLower : Triangle::kWhole;
+      const Apply<T> apply{{{gradient, center ? gradient_mean.data() : nullptr, right.data(), triangle},
                             {rows_of(z, false, batch), shift.data(), second.data()}},
                            center ? offset.data() : nullptr};
       apply.all(n, sink_of(out, batch));

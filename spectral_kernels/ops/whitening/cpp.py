@@ -10,7 +10,7 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     kernels = torch.ops.spectral_kernels_cpp
     covariance, mean = kernels.covariance_mean(z, center, False, 0)
     matrix = whitening_matrix(covariance, method, shrinkage)
-    return kernels.whiten_apply(z, mean, matrix), mean, covariance, matrix
+    return kernels.whiten_apply(z, mean, matrix, method == "cholesky"), mean, covariance, matrix
 
 
 def whiten_backward(
@@ -26,5 +26,5 @@ def whiten_backward(
     kernels = torch.ops.spectral_kernels_cpp
     dmatrix = kernels.cross_moment(grad, z, mean)
     dcovariance = whitening_matrix_backward(dmatrix, covariance, matrix, method, shrinkage).to(mean.dtype)
-    result: Tensor = kernels.whiten_apply_backward(grad, z, mean, matrix, dcovariance, center)
+    result: Tensor = kernels.whiten_apply_backward(grad, z, mean, matrix, dcovariance, center, method == "cholesky")
     return result
