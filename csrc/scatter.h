@@ -69,7 +69,7 @@ void scatter_rows(const RowView& view, int64_t begin, int64_t end, const T* shif
 /// Runs of rows that one matrix (n, d) is cut into: by work, at most 32, never by the number of threads.
 inline int64_t row_runs(int64_t n, int64_t d) {
   const double work = static_cast<double>(n) * static_cast<double>(d) * static_cast<double>(d);
-  return std::clamp<int64_t>(static_cast<int64_t>(work / 8e6), 1, std::min<int64_t>(32, ceil_div(n, kReadRows)));
+  return std::clamp<int64_t>(static_cast<int64_t>(work / 16e6), 1, std::min<int64_t>(32, ceil_div(n, kReadRows)));
 }
 
 /// Scatter of every batch of a tensor (b, n, d).
