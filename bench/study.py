@@ -177,7 +177,7 @@ def markdown() -> str:
         share = 100 * config.compare.target_share
         parts.append(
             f"### {title}\n\nTarget: linear probe {100 * target:.1f} %, what random has reached at {share:.0f} % of "
-            f"{config.train.steps} steps (mean of its seeds). {min(seeds)} to {max(seeds)} of "
+            f"{config.train.steps} steps (mean of its seeds). {' to '.join(map(str, sorted({min(seeds), max(seeds)})))} of "
             f"{len(config.compare.seeds)} seeds.\n\n"
             f"{table}\n"
         )
