@@ -83,6 +83,38 @@ def test_resume_is_bit_identical(strategy: str, optimizer: str, tmp_path: Path) 
         assert any(row[STEP_COLUMNS.index("chosen")] for row in whole.steps)
 
 
+@pytest.mark.parametrize("method", ["simclr", "moco"])
+def test_accumulated_gradients_are_the_parts_mean(method: str) -> None:
+    """By hand, from the same images, augmentations and parameters; MoCo's keys follow once a step."""
+    config = settings(train={"method": method, "amp": False, "accumulate": 4}, moco={"queue": 64})
+    run, same = Run(config, blobs()), Run(config, blobs())
+    run.model.load_state_dict(same.model.state_dict())
+    run.advance(1)
+    indices = torch.tensor(next(same._batches))
+    same.model.train()
+    losses, rows = [], []
+    for place, part in enumerate(indices.split(8)):
+        views = same.augment(same.pool[part].repeat(2, 1, 1, 1), same.generator)
+        found = same._losses(views, place == 0)
+        (found.loss / 4).backward()
+        losses.append(found.loss.item())
+        rows.append(found.embeddings)
+    for mine, expected in zip(run.model.parameters(), same.model.parameters(), strict=True):
+        if expected.requires_grad:
+            torch.testing.assert_close(mine.grad, expected.grad, rtol=0, atol=0)
+        else:
+            assert torch.equal(mine, expected)
+    assert run.steps[0][0] == pytest.approx(sum(losses) / 4)
+    assert run.last is not None
+    assert torch.equal(run.last.embeddings, torch.cat(rows))
+
+
+@pytest.mark.parametrize("batch_size, accumulate", [(32, 5), (4, 4), (32, 0)])
+def test_parts_must_be_even(batch_size: int, accumulate: int) -> None:
+    with pytest.raises(ValueError, match=r"train\.(batch_size|accumulate)"):
+        settings(train={"batch_size": batch_size, "accumulate": accumulate})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 def test_compiled_encoder(method: str, tmp_path: Path) -> None:

@@ -193,6 +193,8 @@ class TrainConfig:
     training wall-clock, evaluation excluded.
     temperature: of NT-Xent. whiten: method of in-batch whitening before the loss (`whiten`); None: only where the
     strategy says `+whiten`, by Cholesky.
+    accumulate: parts of a batch that go through the encoder one after the other, to save memory; their gradients are
+    averaged, and an anchor's in-batch negatives are those of its part.
     amp: bfloat16 autocast; None: where the device has bfloat16 arithmetic. compile: `torch.compile` of the encoders.
     rank_every: steps between measurements of the batch's effective rank. checkpoint_every: steps between
     writes of last.ckpt. device: `"auto"`, `"cpu"`, `"cuda"`.
@@ -200,6 +202,7 @@ class TrainConfig:
 
     seed: int = 0
     batch_size: int = 256
+    accumulate: int = 1
     method: str = "simclr"
     steps: int | None = None
     seconds: float | None = None
@@ -221,6 +224,12 @@ class TrainConfig:
         _at_least("train", 0, seed=self.seed)
         _at_least("train", 1, steps=self.steps, rank_every=self.rank_every, checkpoint_every=self.checkpoint_every)
         _at_least("train", 2, batch_size=self.batch_size)
+        _at_least("train", 1, accumulate=self.accumulate)
+        if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                "train.batch_size must be a multiple of train.accumulate, and at least twice it, "
+                f"got {self.batch_size} and {self.accumulate}"
+            )
         _above("train", seconds=self.seconds, temperature=self.temperature)
         checks.one_of(self.method, "train.method", ("simclr", "moco"))
         if self.whiten is not None:

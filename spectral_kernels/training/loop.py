@@ -204,14 +204,17 @@ class Run:
             clock.split("selection")
 
             indices = torch.tensor(chosen.rows, device=self.device)
-            images = self.pool[indices]
-            views = self.augment(images.repeat(2, 1, 1, 1), self.generator)
-            clock.split("data")
-
             self._set_learning_rate()
-            self.last = self._forward(views)
             self.optimizer.zero_grad()
-            self.last.loss.backward()
+            parts: list[Forward] = []
+            for rows in indices.chunk(train.accumulate):
+                views = self.augment(self.pool[rows].repeat(2, 1, 1, 1), self.generator)
+                clock.split("data")
+                part = self._forward(views, first=not parts)
+                (part.loss / train.accumulate).backward()
+                parts.append(part._replace(loss=part.loss.detach()))
+                clock.split("compute")
+            self.last = Forward.joined(parts)
             self.optimizer.step()
             clock.split("compute")
 
@@ -226,15 +229,17 @@ class Run:
             if observer is not None:
                 observer.step(self)
 
-    def _forward(self, views: Tensor) -> Forward:
+    def _forward(self, views: Tensor, *, first: bool) -> Forward:
         try:
-            return self._losses(views)
+            return self._losses(views, first)
         except Diverged as error:
             raise self._diverged(str(error)) from None
 
-    def _losses(self, views: Tensor) -> Forward:
-        forward = forward_moco if isinstance(self.model, MoCo) else forward_loss
-        return forward(self.model, views, self.config.train.temperature, self.amp)  # type: ignore[arg-type]
+    def _losses(self, views: Tensor, first: bool) -> Forward:
+        temperature = self.config.train.temperature
+        if isinstance(self.model, MoCo):
+            return forward_moco(self.model, views, temperature, self.amp, follow=first)
+        return forward_loss(self.model, views, temperature, self.amp)
 
     def _set_learning_rate(self) -> None:
         train = self.config.train
@@ -301,12 +306,12 @@ class Run:
         """Run one forward and backward pass whose result is thrown away, so that no run pays for the
         libraries' first use.
         """
-        size = self.config.train.batch_size
+        size = self.config.train.batch_size // self.config.train.accumulate
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
         generator = torch.Generator(self.device).manual_seed(0)
         views = self.augment(self.pool[:size].repeat(2, 1, 1, 1), generator)
         self.model.train()
-        self._losses(views).loss.backward()
+        self._losses(views, True).loss.backward()
         self.optimizer.zero_grad()
         self.model.load_state_dict(state)  # batch statistics moved
 

@@ -34,11 +34,15 @@ class MoCo(SimCLR):
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def keys(self, views: Tensor) -> Tensor:
-        """Projections of the key encoder, after it has followed the query encoder by a step."""
+    def follow(self) -> None:
+        """Move the key encoder a step after the query encoder."""
         for slow, fast in ((self.key_encoder, self.encoder), (self.key_head, self.head)):
             for mine, theirs in zip(slow.parameters(), fast.parameters(), strict=True):
                 mine.lerp_(theirs, 1 - self.momentum)
+
+    @torch.no_grad()
+    def keys(self, views: Tensor) -> Tensor:
+        """Projections of the key encoder."""
         projections: Tensor = self.key_head(self.key_encoder(views))
         return projections
 
@@ -50,12 +54,13 @@ class MoCo(SimCLR):
         self.cursor.copy_((self.cursor + len(keys)) % len(self.queue))
 
 
-def forward_moco(model: MoCo, views: Tensor, temperature: float, amp: bool) -> Forward:
+def forward_moco(model: MoCo, views: Tensor, temperature: float, amp: bool, *, follow: bool = True) -> Forward:
     """InfoNCE of the first views against the keys of the second ones and the queue, which is moved on.
 
     Args:
         views: (2B, C, H, W), the first views of all samples and then the second ones.
         amp: bfloat16 autocast for the encoders; the loss is computed in float32.
+        follow: move the key encoder first, once in a step of the optimizer.
 
     Returns:
         See `simclr.Forward`; what the bank remembers are the keys: they change slowly.
@@ -63,6 +68,8 @@ def forward_moco(model: MoCo, views: Tensor, temperature: float, amp: bool) -> F
     Raises:
         Diverged: a projection is NaN or Inf.
     """
+    if follow:
+        model.follow()
     first, second = views.chunk(2)
     with torch.autocast(views.device.type, torch.bfloat16, enabled=amp):
         queries, keys = model(first), model.keys(second)

@@ -1,6 +1,7 @@
 """SimCLR (Chen et al. 2020): one step of it."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,12 @@ class Forward(NamedTuple):
     first: Tensor
     second: Tensor
     embeddings: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence["Forward"]) -> "Forward":
+        """Of a batch, from its parts: the mean loss, and all embeddings."""
+        losses, *rows = zip(*parts, strict=True)
+        return cls(torch.stack(losses).mean(), *map(torch.cat, rows))
 
 
 def forward_loss(model: SimCLR, views: Tensor, temperature: float, amp: bool) -> Forward:
