@@ -22,8 +22,8 @@ inline void check_cuda(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-/// PyTorch's current stream of a tensor's device. Asked of the loaded torch by name: a torch for the CPU, which this may
-/// be linked against, has no such function.
+/// PyTorch's current stream of a tensor's device. Asked of the loaded torch by name: a torch for the CPU, which this
+/// may be linked against, has no such function.
 inline cudaStream_t current_stream(const Tensor& tensor) {
   static const auto ask = [] {
     void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
