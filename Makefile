@@ -22,7 +22,7 @@ help:
 	@echo "make demo    compare three batch selectors on Fashion-MNIST: table, CSV, JSON and plot in demo_output/"
 	@echo "make test    the quick tests (PYTEST_ARGS='-k greedy' for some of them)"
 	@echo "make bench   time the ops against torch and the libraries one would install instead (BENCH_ARGS)"
-	@echo "make sentences, make graph    the examples: MiniLM's sentences and WordNet's graph"
+	@echo "make sentences, make graph, make lightning    the examples: MiniLM, WordNet's graph, SimCLR in Lightning"
 	@echo "make lint    ruff, mypy --strict, clang-format"
 	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check their budgets"
 	@echo "make check   the long tests: slow ones, property hunts, every CPU path, a second Triton, sanitizers"
@@ -41,7 +41,11 @@ test: $(VENV)/package.stamp
 bench: $(VENV)/package.stamp $(PEERS)/stamp
 	PYTHONPATH=. $(PEERS)/bin/python bench/run.py $(BENCH_ARGS)
 
-.PHONY: sentences graph
+.PHONY: sentences graph lightning
+lightning: $(VENV)/package.stamp $(EXAMPLES)/stamp
+	tools/fetch_fashion_mnist.sh
+	PYTHONPATH=. $(EXAMPLES)/bin/python examples/lightning_simclr.py
+
 sentences: $(VENV)/package.stamp $(EXAMPLES)/stamp
 	tools/fetch_wordnet.sh
 	PYTHONPATH=. $(EXAMPLES)/bin/python examples/sentences.py
@@ -65,7 +69,7 @@ lint: $(VENV)/package.stamp
 .PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize check-examples
 check: check-slow check-properties check-paths check-triton36 check-sanitize check-examples
 
-check-examples: graph sentences
+check-examples: graph sentences lightning
 
 check-slow: $(VENV)/package.stamp
 	$(PYTHON) -m pytest python_tests -q -m slow $(PYTEST_ARGS)
