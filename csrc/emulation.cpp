@@ -10,6 +10,7 @@
 #include "device.h"
 #include "greedy_cuda.h"
 #include "spectrum_cuda.h"
+#include "whitening_cuda.h"
 
 namespace py = pybind11;
 
@@ -84,6 +85,25 @@ size_t greedy_bytes(int n, int d, bool logdet, bool wide) {
   return (wide ? GreedyLayout::make<double>(n, d, logdet) : GreedyLayout::make<float>(n, d, logdet)).bytes;
 }
 
+template <class T>
+py::tuple whitening_matrix(py::array_t<T, py::array::c_style> covariances, py::array_t<T, py::array::c_style> mean,
+                           double shrinkage, double negligible, double least, bool descending) {
+  const int batches = static_cast<int>(covariances.shape(0)), d = static_cast<int>(covariances.shape(1));
+  py::array_t<T> matrices({batches, d, d});
+  py::array_t<int> singular(batches);
+  const WhiteningArguments<T> arguments{covariances.mutable_data(),
+                                        mean.data(),
+                                        matrices.mutable_data(),
+                                        singular.mutable_data(),
+                                        d,
+                                        shrinkage,
+                                        negligible,
+                                        least};
+  Machine::launch(batches, 1, kWhiteningThreads, whitening_shared_bytes(d), order_of(descending),
+                  [&](unsigned char* shared) { WhiteningMatrix<T>(arguments, shared).run(); });
+  return py::make_tuple(matrices, singular);
+}
+
 /// Each thread's right neighbour, by way of shared memory.
 std::vector<int> neighbours(bool with_barrier, bool descending) {
   constexpr int threads = 64;
@@ -121,6 +141,10 @@ PYBIND11_MODULE(emulation, m) {
   m.def("greedy_select", &greedy_select<double>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
         py::arg("valid"), py::arg("k"), py::arg("all_rows"), py::arg("logdet"), py::arg("window"), py::arg("normalize"),
         py::arg("descending"));
+  m.def("whitening_matrix", &whitening_matrix<float>, py::arg("covariances").noconvert(), py::arg("mean").noconvert(),
+        py::arg("shrinkage"), py::arg("negligible"), py::arg("least"), py::arg("descending"));
+  m.def("whitening_matrix", &whitening_matrix<double>, py::arg("covariances").noconvert(), py::arg("mean").noconvert(),
+        py::arg("shrinkage"), py::arg("negligible"), py::arg("least"), py::arg("descending"));
   m.def("greedy_bytes", &greedy_bytes, py::arg("n"), py::arg("d"), py::arg("logdet"), py::arg("wide"));
   m.attr("greedy_shared_limit") = kGreedySharedLimit;
 }

@@ -9,6 +9,8 @@ import torch
 from emulation_helpers import load_emulation
 
 from spectral_kernels.ops.greedy import reference as greedy
+from spectral_kernels.ops.whitening import cuda as whitening_cuda
+from spectral_kernels.ops.whitening import reference as whitening
 
 Array = np.ndarray[Any, Any]
 # relative to the largest eigenvalue
@@ -236,3 +238,123 @@ def test_greedy_with_exhausted_draws(emulation: ModuleType) -> None:
 def test_greedy_on_larger_pools(emulation: ModuleType, normalize: bool, scale: float, objective: str) -> None:
     pool, *rest = selection((1, 1500, 128), torch.float32, 20, True, None, masked=True)
     check_picks(emulation, scale * pool, *rest, objective, None, normalize)
+
+
+# --- whitening matrices -----------------------------------------------------------------------------------------------
+
+
+def inverse_factor(
+    emulation: ModuleType, covariance: torch.Tensor, mean: torch.Tensor, shrinkage: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """W, whether it is singular, and the covariance as it is left; the same in two orders of the threads."""
+    eps = torch.finfo(covariance.dtype).eps
+    found = []
+    for descending in (False, True):
+        work = covariance.numpy().copy()
+        matrix, singular = emulation.whitening_matrix(
+            work, mean.numpy(), shrinkage, (32 * eps) ** 2, 0.0 if shrinkage else covariance.shape[-1] * eps,
+            descending=descending,
+        )  # fmt: skip
+        found.append([torch.from_numpy(part) for part in (matrix, singular, work)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.nan_to_num(77.0), other.nan_to_num(77.0))
+    return tuple(found[0])  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("shrinkage", (0.0, 1e-6, 1e-2, 1.0))
+@pytest.mark.parametrize("d", (1, 5, 16, 17, 31, 64, 123, 128))
+def test_whitening_matrix(emulation: ModuleType, d: int, shrinkage: float, dtype: torch.dtype) -> None:
+    spread = torch.logspace(0, -2, d, dtype=torch.float64)
+    rows = torch.randn(2, 2 * d + 5, d, dtype=torch.float64) * spread * torch.tensor([1e-4, 1e4])[:, None, None]
+    mean = rows.mean(-2).to(dtype)
+    centered = rows - rows.mean(-2, keepdim=True)
+    covariance = (centered.mT @ centered / rows.shape[-2]).to(dtype)
+    matrix, singular, kept = inverse_factor(emulation, covariance, mean, shrinkage)
+    exact = whitening.whitening_matrix(covariance, "cholesky", shrinkage)
+    assert matrix.dtype == dtype
+    assert torch.equal(kept, covariance)
+    assert not singular.any()
+    assert (matrix.triu(1) == 0).all()
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(matrix, exact, rtol=tolerance, atol=tolerance * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("d", (3, 40, 128))
+def test_whitening_matrix_of_few_rows(emulation: ModuleType, d: int) -> None:
+    """A covariance of rank d / 3: shrinkage makes it regular, without it is told singular."""
+    rows = torch.randn(1, d // 3 + 1, d, dtype=torch.float64)
+    mean = rows.mean(-2)
+    rows = rows - mean[:, None]
+    covariance = rows.mT @ rows / rows.shape[-2]
+    matrix, singular, _ = inverse_factor(emulation, covariance, mean, 1e-4)
+    white = matrix @ whitening.shrink(covariance, 1e-4) @ matrix.mT
+    torch.testing.assert_close(white, torch.eye(d, dtype=white.dtype)[None], atol=1e-9, rtol=0)
+    assert not singular.any()
+    matrix, singular, _ = inverse_factor(emulation, covariance, mean, 0.0)
+    assert singular.all()
+    assert matrix.isnan().all()
+
+
+def test_whitening_matrix_of_identical_rows(emulation: ModuleType) -> None:
+    """A covariance that is rounding noise beside its mean becomes 0, and W the identity; its neighbour is as ever."""
+    noise = 1e-14 * torch.randn(2, 20, 20)
+    covariance = noise @ noise.mT
+    covariance[1] += torch.eye(20)
+    matrix, _, kept = inverse_factor(emulation, covariance, torch.ones(2, 20), 1e-4)
+    assert torch.equal(matrix[0], torch.eye(20))
+    assert (kept[0] == 0).all()
+    assert torch.equal(kept[1], covariance[1])
+    torch.testing.assert_close(matrix[1], torch.eye(20), atol=1e-6, rtol=0)
+
+
+def test_whitening_matrix_of_an_indefinite_covariance(emulation: ModuleType) -> None:
+    """Its neighbours are as ever."""
+    covariance = torch.eye(50).repeat(3, 1, 1)
+    covariance[1] -= 0.1 * torch.ones(50, 50)
+    matrix, singular, _ = inverse_factor(emulation, covariance, torch.zeros(3, 50), 1e-5)
+    assert singular.tolist() == [0, 1, 0]
+    assert matrix[1].isnan().all()
+    assert torch.equal(matrix[0], torch.eye(50))
+    assert torch.equal(matrix[2], torch.eye(50))
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf")))
+@pytest.mark.parametrize("shrinkage", (0.0, 1e-4))
+def test_whitening_matrix_of_a_bad_covariance_is_nan(emulation: ModuleType, shrinkage: float, bad: float) -> None:
+    covariance = torch.eye(40).repeat(2, 1, 1)
+    covariance[1, 5, 5] = bad
+    matrix, _, _ = inverse_factor(emulation, covariance, torch.zeros(2, 40), shrinkage)
+    assert matrix[0].isfinite().all()
+    assert matrix[1].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("center", (True, False))
+@pytest.mark.parametrize("n, d", ((2, 3), (40, 5), (123, 33), (300, 128)))
+def test_whitening_by_both(
+    emulation: ModuleType, n: int, d: int, center: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The op of the cuda backend, forward and backward: Triton's launches interpreted, with this matrix between them."""
+    shrinkage = 1e-2
+
+    def whitening_matrix(
+        covariance: torch.Tensor, mean: torch.Tensor, shrinkage: float, negligible: float, least: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        matrix, singular = emulation.whitening_matrix(
+            covariance.numpy(), mean.numpy(), shrinkage, negligible, least, descending=False
+        )
+        return torch.from_numpy(matrix), torch.from_numpy(singular)
+
+    monkeypatch.setattr(whitening_cuda, "whitening_matrix", whitening_matrix)
+    z = (torch.randn(2, n, d, dtype=torch.float64) + 1).to(dtype)
+    grad = torch.randn(2, n, d, dtype=torch.float64).to(dtype)
+    found = whitening_cuda.whiten(z, "cholesky", shrinkage, center)
+    exact = whitening.whiten(z.double(), "cholesky", shrinkage, center)
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    back = whitening_cuda.whiten_backward(grad, z, *found[1:], "cholesky", shrinkage, center)
+    assert back.dtype == dtype
+    wanted = whitening.whiten_backward(grad.double(), z.double(), *exact[1:], "cholesky", shrinkage, center)
+    torch.testing.assert_close(back.double(), wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))

@@ -14,6 +14,7 @@ from spectral_kernels.ops.covariance import triton as covariance
 from spectral_kernels.ops.effective_rank import triton as effective_rank
 from spectral_kernels.ops.greedy import triton as greedy
 from spectral_kernels.ops.infonce import triton as infonce
+from spectral_kernels.ops.whitening import cuda as whitening
 
 B, D = 65536, 128
 
@@ -94,6 +95,28 @@ def test_batch_rank(d: int) -> None:
     with watched() as (records, _):
         effective_rank.batch_effective_rank2(meta(4096, d), meta(64, 256, dtype=torch.int64), False, True)
     assert len(records) == 1
+
+
+@pytest.mark.parametrize("n", [5, 200, 4096, 65536])
+@pytest.mark.parametrize("d", [5, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whitening(n: int, d: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Cholesky; of up to 128 features, where csrc has the matrix."""
+    kernels = 0
+
+    def whitening_matrix(covariance: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        nonlocal kernels
+        kernels += 1
+        return torch.empty_like(covariance), covariance.new_empty(1, dtype=torch.int32)
+
+    monkeypatch.setattr(whitening, "whitening_matrix", whitening_matrix)
+    z = meta(1, n, d, dtype=dtype)
+    with watched() as (records, _):
+        y, mean, covariance, matrix = whitening.whiten(z, "cholesky", 1e-3, True)
+    assert len(records) + kernels <= 3
+    with watched() as (records, _):
+        whitening.whiten_backward(y, z, mean, covariance, matrix, "cholesky", 1e-3, True)
+    assert len(records) <= 4
 
 
 def test_greedy_from_a_large_pool() -> None:

@@ -39,6 +39,11 @@ def center_rows(x: Tensor, center: bool) -> Tensor:
     return x - x.mean(-2, keepdim=True) if center else x
 
 
+def negligible_share(dtype: torch.dtype) -> float:
+    """The share of tr M up to which tr C, in `dtype`, is rounding noise."""
+    return float((32 * torch.finfo(dtype).eps) ** 2)
+
+
 def is_negligible(spread: Tensor, total: Tensor) -> Tensor:
     """Whether tr C (`spread`) is rounding noise of tr M (`total`), as it is for identical rows."""
-    return spread <= (32 * torch.finfo(spread.dtype).eps) ** 2 * total
+    return spread <= negligible_share(spread.dtype) * total

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._rows import accumulation_dtype, negligible_share
 from spectral_kernels.ops._triton import (
     FULL_GRID,
     AotCall,
@@ -141,8 +141,8 @@ def row_tiles_kernel(
 ):  # fmt: skip
     """xᵀx of whole rows (d <= BLOCK) about a pivot, a chunk a program.
 
-    MATRIX, one chunk only: centred, divided by `count` to `matrix` (b, d, d), with its mean. RANK: the programs of a batch
-    add up their chunks, and R₂ goes to `rank_out` (b,). Neither: chunks are left in `parts` (b, splits, BLOCK, BLOCK).
+    MATRIX: the programs of a batch add up their chunks, which centred and divided by `count` go to `matrix` (b, d, d), with
+    their mean. RANK: R₂ goes to `rank_out` (b,). Neither: chunks are left in `parts` (b, splits, BLOCK, BLOCK).
     """
     # divisions in 32 bits, then offsets in 64
     pid = tl.program_id(0)
@@ -176,7 +176,7 @@ def row_tiles_kernel(
         acc = tl.dot(tl.trans(x), x, acc, input_precision=PRECISION, out_dtype=ACC)
     if MATRIX or RANK:
         alive = split >= 0
-        if RANK:
+        if LEVELS > 0:
             alive, acc, total = add_parts(
                 alive, acc, total, parts, column_sums, counters, (batch * slots).to(tl.int32), split, splits,
                 LEVELS, BLOCK, BLOCK,
@@ -208,37 +208,42 @@ def row_tiles_kernel(
 @triton.jit
 def finish_rows_kernel(
     parts, pivots, column_sums, matrix, mean_out, n, d, splits, count,
-    CENTER: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    CENTER: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Add the chunks of a strip of `row_tiles_kernel`'s tile; write the matrix divided by `count`, and the mean."""
-    strips: tl.constexpr = BLOCK // ROWS
+    """Add the chunks of WIDTH entries of `row_tiles_kernel`'s tile; write the matrix divided by `count`, and the mean."""
+    strips: tl.constexpr = BLOCK * BLOCK // WIDTH
     pid = tl.program_id(0)
     strip = pid % strips
     batch = (pid // strips).to(tl.int64)
-    rows = strip * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK)
+    place = strip * WIDTH + tl.arange(0, WIDTH)
+    row = place // BLOCK
+    column = place % BLOCK
     ACC: tl.constexpr = parts.dtype.element_ty
-    total = tl.zeros([ROWS, BLOCK], dtype=tl.float64)
-    for split in range(0, splits):
-        at = parts + (batch * splits + split) * BLOCK * BLOCK
-        total += tl.load(at + rows[:, None] * BLOCK + columns[None, :]).to(tl.float64)
+    total = tl.zeros([WIDTH], dtype=tl.float64)
+    by_row = tl.zeros([WIDTH], dtype=tl.float64)
+    by_column = tl.zeros([WIDTH], dtype=tl.float64)
+    for first in range(0, splits, PARTS):
+        part = first + tl.arange(0, PARTS)
+        inside = (part < splits)[:, None]
+        at = (batch * splits + part)[:, None] * BLOCK
+        total += tl.sum(tl.load(parts + at * BLOCK + place[None, :], mask=inside, other=0.0).to(tl.float64), 0)
+        if CENTER:
+            by_row += tl.sum(tl.load(column_sums + at + row[None, :], mask=inside, other=0.0).to(tl.float64), 0)
+            by_column += tl.sum(tl.load(column_sums + at + column[None, :], mask=inside, other=0.0).to(tl.float64), 0)
     if CENTER:
-        by_row = tl.zeros([ROWS], dtype=tl.float64)
-        by_column = tl.zeros([BLOCK], dtype=tl.float64)
-        for split in range(0, splits):
-            at = column_sums + (batch * splits + split) * BLOCK
-            by_row += tl.load(at + rows).to(tl.float64)
-            by_column += tl.load(at + columns).to(tl.float64)
-        total -= by_row[:, None] * by_column[None, :] / n
-        if strip == 0:
-            mean = tl.load(pivots + batch * BLOCK + columns).to(tl.float64) + by_column / n
-            tl.store(mean_out + batch * d + columns, mean.to(ACC), mask=columns < d)
-    store_tile(matrix, batch, (total / count).to(ACC), rows, columns, d, False)
+        total -= by_row * by_column / n
+        mean = tl.load(pivots + batch * BLOCK + column).to(tl.float64) + by_column / n
+        tl.store(mean_out + batch * d + column, mean.to(ACC), mask=(row == 0) & (column < d))
+    value = (total / count).to(ACC)
+    inside = (row < d) & (column <= row)
+    base = matrix + batch * d * d
+    tl.store(base + row * d + column, value, mask=inside)
+    tl.store(base + column * d + row, value, mask=inside)
 
 
 @triton.jit
 def tiles_kernel(
-    z, index, scale, sums, left, parts, norms, counters, matrix, stats, quartics, grad, rank_out, weights,
+    z, index, scale, sums, left, parts, norms, counters, matrix, left_sums, stats, quartics, grad, rank_out, weights,
     n, d, mean_splits, mean_count, splits, slots, chunk, tiles, side_tiles, quartic_count, count,
     z_batch, z_row, left_batch, left_row,
     GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, MATRIX: tl.constexpr,
@@ -248,7 +253,8 @@ def tiles_kernel(
     """A tile of xᵀx, of xxᵀ (GRAM) or of leftᵀx (CROSS), over a chunk of the other dimension, which `add_parts` adds up.
 
     MATRIX: divided by `count` to `matrix` (b, side, side). RANK: the last of a batch's tiles makes of `stats` (b, tiles, 3)
-    its R₂, as `store_rank`. Norms come in `scale`; without it a GRAM takes those of its rows by the way.
+    its R₂, as `store_rank`. Norms come in `scale`; without it a GRAM takes those of its rows by the way. A CROSS with
+    `left_sums` (b, d) writes the column sums of left there.
     """
     FUSED: tl.constexpr = GRAM and NORMALIZE and scale is None
     pid = tl.program_id(0)
@@ -299,6 +305,8 @@ def tiles_kernel(
                 a = load_part(
                     left, None, scale, batch, rows, a_side, end, n, d, left_batch, left_row, a_mean, False, False, ACC
                 )
+                if left_sums is not None:
+                    a_squares += tl.sum(a, 0)
             else:
                 a = load_part(
                     z, index, scale, batch, rows, a_side, end, n, d, z_batch, z_row, a_mean, NORMALIZE, CENTER, ACC
@@ -324,6 +332,9 @@ def tiles_kernel(
             acc = acc * inverse_norm(a_squares)[:, None] * inverse_norm(b_squares)[None, :]
         if MATRIX:
             store_tile(matrix, batch, acc / count, a_side, b_side, side, CROSS)
+        if left_sums is not None:  # noqa: SIM102 (constants decide whether there are sums)
+            if j == 0:
+                tl.store(left_sums + batch * d + a_side, a_squares, mask=a_side < d)
         if RANK:
             if GRAM and CENTER:  # noqa: SIM102 (constants decide whether there is a mean)
                 if tile == 0:
@@ -374,10 +385,8 @@ TILES = {
     ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
 }
 FINISH = {
-    16: Configuration({"BLOCK": 16, "ROWS": 16}, num_warps=1, num_stages=1),
-    32: Configuration({"BLOCK": 32, "ROWS": 16}, num_warps=2, num_stages=1),
-    64: Configuration({"BLOCK": 64, "ROWS": 16}, num_warps=4, num_stages=1),
-    128: Configuration({"BLOCK": 128, "ROWS": 16}, num_warps=4, num_stages=1),
+    block: Configuration({"BLOCK": block, "WIDTH": 256, "PARTS": 16}, num_warps=4, num_stages=1)
+    for block in (16, 32, 64, 128)
 }
 CONFIGURATIONS = {
     **{f"row_tiles {key}": use for key, use in ROW_TILES.items()},
@@ -397,11 +406,14 @@ class Moments:
 
 def moments(
     z: Tensor, index: Tensor | None, center: bool, normalize: bool, *, acc: torch.dtype, precision: str = "ieee",
-    count: int = 1, gram: bool = False,
+    count: int = 1, gram: bool = False, one_launch: bool = False,
 ) -> Moments:  # fmt: skip
-    """XᵀX / count, or XXᵀ / count (gram), of normalised, centred rows: z (b, n, d), or a pool (N, d) with index (b, n)."""
+    """XᵀX / count, or XXᵀ / count (gram), of normalised, centred rows: z (b, n, d), or a pool (N, d) with index (b, n).
+
+    `one_launch`: where whole rows are read, the programs themselves add up their chunks.
+    """
     if not gram and _by_rows(z, precision, acc) is not None:
-        return _moments_by_rows(z, index, center, normalize, acc, precision, count)
+        return _moments_by_rows(z, index, center, normalize, acc, precision, count, one_launch)
     statistics = Statistics() if _fused(gram, center) else row_statistics(z, index, normalize, center, acc)
     matrix = _tiles(z, index, statistics, normalize, acc, precision, count, gram, matrix=True, rank=None).matrix
     assert matrix is not None
@@ -462,13 +474,10 @@ def _by_rows(z: Tensor, precision: str, acc: torch.dtype) -> Configuration | Non
     return ROW_TILES.get((arithmetic(precision, z.dtype, acc), power_of_two(z.shape[-1])))
 
 
-def _negligible(acc: torch.dtype) -> float:
-    return float((32 * torch.finfo(acc).eps) ** 2)
-
-
 def _tiles(
     z: Tensor, index: Tensor | None, statistics: Statistics, normalize: bool, acc: torch.dtype, precision: str,
     count: int, gram: bool, *, matrix: bool, rank: RankInputs | None, left: Tensor | None = None,
+    left_sums: Tensor | None = None,
 ) -> Tiles:  # fmt: skip
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
@@ -498,15 +507,15 @@ def _tiles(
         b * tiles * splits,
         (
             z, index, statistics.scale, statistics.sums, left, parts, norms,
-            counters(z, b * tiles * slots + b) if levels > 0 or rank is not None else None, result, stats, quartics, grad,
-            value, weights, n, d, statistics.splits, statistics.count, splits, slots, chunk, tiles, side_tiles,
+            counters(z, b * tiles * slots + b) if levels > 0 or rank is not None else None, result,
+            left_sums, stats, quartics, grad, value, weights, n, d, statistics.splits, statistics.count, splits, slots, chunk, tiles, side_tiles,
             1 if quartics is None else quartics.shape[1], count, *batch_strides(z),
             *(batch_strides(left) if left is not None else (0, 0)),
         ),
         {
             "GRAM": gram, "NORMALIZE": normalize, "CENTER": statistics.sums is not None, "CROSS": left is not None,
             "MATRIX": matrix, "RANK": rank is not None, "LEVELS": levels,
-            "NEGLIGIBLE": 0.0 if rank is None else _negligible(acc),
+            "NEGLIGIBLE": 0.0 if rank is None else negligible_share(acc),
             "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
@@ -515,39 +524,42 @@ def _tiles(
 
 
 def _moments_by_rows(
-    z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, precision: str, count: int
-) -> Moments:
+    z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, precision: str, count: int,
+    one_launch: bool,
+) -> Moments:  # fmt: skip
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
     use = _by_rows(z, precision, acc)
     assert use is not None
     block = use["BLOCK"]
     splits, chunk = split_rows(n, use["BLOCK_K"], b, LONGEST_CHUNK)
-    once = splits == 1
+    once = one_launch or splits == 1
+    slots, levels = (part_slots(splits), part_levels(splits)) if once else (splits, 0)
     result = z.new_empty(b, d, d, dtype=acc)
     mean = z.new_empty(b, d, dtype=acc) if center else None
-    parts = None if once else z.new_empty(b, splits, block, block, dtype=acc)
-    pivots = column_sums = None
-    if center and not once:
-        pivots, column_sums = z.new_empty(b, block, dtype=acc), z.new_empty(b, splits, block, dtype=acc)
+    parts = column_sums = pivots = None
+    if splits > 1:
+        parts = z.new_empty(b, slots, block, block, dtype=acc)
+        column_sums = z.new_empty(b, slots, block, dtype=acc)
+        pivots = z.new_empty(b, block, dtype=acc)
     launch(
         row_tiles_kernel,
         b * splits,
         (
-            z, index, parts, pivots, column_sums, None, result if once else None, mean if once else None, None, n, d,
-            splits, splits, chunk, count, *batch_strides(z),
+            z, index, parts, pivots, column_sums, counters(z, b * slots) if levels > 0 else None,
+            result if once else None, mean if once else None, None, n, d, splits, slots, chunk, count, *batch_strides(z),
         ),
         {
-            "NORMALIZE": normalize, "CENTER": center, "MATRIX": once, "RANK": False, "LEVELS": 0, "NEGLIGIBLE": 0.0,
+            "NORMALIZE": normalize, "CENTER": center, "MATRIX": once, "RANK": False, "LEVELS": levels, "NEGLIGIBLE": 0.0,
             "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
-    if parts is not None:
+    if not once:
         finish = FINISH[block]
         launch(
             finish_rows_kernel,
-            b * (block // finish["ROWS"]),
+            b * (block * block // finish["WIDTH"]),
             (parts, pivots, column_sums, result, mean, n, d, splits, count),
             {"CENTER": center},
             finish,
@@ -580,17 +592,18 @@ def _ranks_by_rows(
         ),
         {
             "NORMALIZE": normalize, "CENTER": center, "MATRIX": False, "RANK": True, "LEVELS": levels,
-            "NEGLIGIBLE": _negligible(acc), "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+            "NEGLIGIBLE": negligible_share(acc), "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
     return value
 
 
-def cross_product(left: Tensor, z: Tensor, mean: Tensor, acc: torch.dtype) -> Tensor:
-    """leftᵀ (z − mean): (b, d, d) from two (b, n, d) and mean (b, d)."""
+def cross_product(left: Tensor, z: Tensor, mean: Tensor, left_sums: Tensor | None = None) -> Tensor:
+    """leftᵀ (z − mean): (b, d, d) from two (b, n, d) and mean (b, d); the column sums of left to `left_sums` (b, d)."""
+    statistics = Statistics(sums=mean)
     result = _tiles(
-        z, None, Statistics(sums=mean), False, acc, "ieee", 1, False, matrix=True, rank=None, left=left
+        z, None, statistics, False, mean.dtype, "ieee", 1, False, matrix=True, rank=None, left=left, left_sums=left_sums
     ).matrix
     assert result is not None
     return result

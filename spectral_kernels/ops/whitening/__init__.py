@@ -5,11 +5,14 @@ from typing import Any
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import choose
+from spectral_kernels.backends import Fit, choose
 from spectral_kernels.library import define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
 
 METHODS = ("cholesky", "zca", "newton_schulz")
+
+# csrc/whitening_cuda.h holds a matrix in shared memory
+MOST_FEATURES_CUDA = 128
 
 
 def _fake(z: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -25,6 +28,7 @@ define(
     fake=_fake,
     check=lambda z, *_: checks.finite_rows(z, "z"),
     cpp="composed",
+    cuda="own",
 )
 define(
     "whiten_backward(Tensor grad, Tensor z, Tensor mean, Tensor covariance, Tensor matrix, "
@@ -32,6 +36,7 @@ define(
     room="whitening",
     fake=lambda grad, z, *_: z.new_empty(z.shape),
     cpp="composed",
+    cuda="own",
 )
 
 
@@ -55,13 +60,19 @@ def check_options(method: str, shrinkage: float) -> None:
         raise ValueError(f"shrinkage must be between 0 and 1, got {shrinkage!r}")
 
 
+def _cuda_fit(method: str, d: int) -> Fit:
+    if method != "cholesky":
+        return Fit(f"it whitens by Cholesky only, got method = {method!r}")
+    return Fit(None if d <= MOST_FEATURES_CUDA else f"it whitens up to {MOST_FEATURES_CUDA} features, got d = {d}")
+
+
 def whiten_with_statistics(
     z: Tensor, method: str, shrinkage: float, center: bool, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`whiten` and the mean (..., d) and covariance (..., d, d) that it found."""
     checks.floating(z, "z")
     check_options(method, shrinkage)
-    name = choose("whiten", z.device, backend)
+    name = choose("whiten", z.device, backend, cuda=lambda: _cuda_fit(method, z.shape[-1]))
     y, mean, covariance, _ = op("whiten")(flatten(z), method, float(shrinkage), center, name)
     leading, d = z.shape[:-2], z.shape[-1]
     return y.reshape(z.shape), mean.reshape(*leading, d), covariance.reshape(*leading, d, d)
@@ -86,7 +97,8 @@ def whiten(
             `"newton_schulz"` (the same by iteration, run until it has converged for any spectrum that ε admits).
         shrinkage: ε, relative to the mean variance.
         center: subtract the mean; False whitens the second moment.
-        backend: see `spectral_kernels.backends`. The d x d factorisation is torch's in float64 on all of them.
+        backend: see `spectral_kernels.backends`. The d x d factorisation is in float64 on all of them:
+            torch's, but for Cholesky's on cuda, up to d = 128.
 
     Returns:
         (..., n, d) in the dtype of z; gradients flow, also where eigenvalues repeat.

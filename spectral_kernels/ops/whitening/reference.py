@@ -50,11 +50,11 @@ def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tenso
     if method == "cholesky":
         factor, failed = torch.linalg.cholesky_ex(c)
         pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-        _refuse_singular(failed.any() | _is_singular(pivots, covariance.dtype, shrinkage), shrinkage)
+        refuse_singular(failed.any() | _is_singular(pivots, covariance.dtype, shrinkage), shrinkage)
         matrix: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(c), upper=False)
     elif method == "zca":
         values, vectors = torch.linalg.eigh(c)
-        _refuse_singular((values <= 0).any() | _is_singular(values, covariance.dtype, shrinkage), shrinkage)
+        refuse_singular((values <= 0).any() | _is_singular(values, covariance.dtype, shrinkage), shrinkage)
         matrix = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
     else:
         matrix = _inverse_root_newton_schulz(c, shrinkage)
@@ -62,7 +62,7 @@ def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tenso
         # a NaN residual is a failure too
         unconverged = ~(residual < 1e-2)
         singular = _is_singular(torch.linalg.eigvalsh(c), covariance.dtype, 0.0) if shrinkage == 0 else unconverged
-        _refuse_singular(unconverged | singular, shrinkage)
+        refuse_singular(unconverged | singular, shrinkage)
     return matrix.to(covariance.dtype)
 
 
@@ -73,7 +73,10 @@ def _is_singular(values: Tensor, dtype: torch.dtype, shrinkage: float) -> Tensor
     return (values.amin(-1) <= values.shape[-1] * torch.finfo(dtype).eps * values.amax(-1)).any()
 
 
-def _refuse_singular(singular: Tensor, shrinkage: float) -> None:
+def refuse_singular(singular: Tensor, shrinkage: float) -> None:
+    """Raise if a covariance was; where a CUDA graph is captured nothing can be read, and its result is NaN."""
+    if singular.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     if bool(singular):
         raise ValueError(
             f"shrinkage = {shrinkage} leaves the covariance singular (n <= d?): give a larger one, e.g. 1e-4"
