@@ -508,8 +508,8 @@ def _tiles(
         (
             z, index, statistics.scale, statistics.sums, left, parts, norms,
             counters(z, b * tiles * slots + b) if levels > 0 or rank is not None else None, result,
-            left_sums, stats, quartics, grad, value, weights, n, d, statistics.splits, statistics.count, splits, slots, chunk, tiles, side_tiles,
-            1 if quartics is None else quartics.shape[1], count, *batch_strides(z),
+            left_sums, stats, quartics, grad, value, weights, n, d, statistics.splits, statistics.count, splits, slots,
+            chunk, tiles, side_tiles, 1 if quartics is None else quartics.shape[1], count, *batch_strides(z),
             *(batch_strides(left) if left is not None else (0, 0)),
         ),
         {
