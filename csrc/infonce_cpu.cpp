@@ -207,16 +207,17 @@ template <class T>
 class StripGradient {
  public:
   StripGradient(const UnitRows<T>& anchors, const UnitRows<T>& others, T inverse_temperature,
-                const Negatives& negatives)
+                const Negatives& negatives, bool others_too)
       : u_(anchors),
         v_(others),
         inverse_(inverse_temperature),
         negatives_(negatives),
         stride_(padded_width<T>(others.n)),
         strip_(std::clamp<int64_t>((int64_t{1} << 22) / stride_ / kAnchors * kAnchors, kAnchors, 512)),
+        others_too_(others_too),
         weights_(strip_ * stride_),
         panels_(strip_ * anchors.width),
-        dothers_(round_up(others.n, kOthers) * others.width) {
+        dothers_(others_too ? round_up(others.n, kOthers) * others.width : 0) {
     dothers_.zero();
   }
 
@@ -226,7 +227,7 @@ class StripGradient {
     for (int64_t row = 0; row < u_.n; row += strip_) {
       const int64_t rows = std::min(strip_, u_.n - row);
       anchors(row, rows, weight, lse, each);
-      others(row, rows);
+      if (others_too_) others(row, rows);
     }
   }
 
@@ -277,6 +278,7 @@ class StripGradient {
   const T inverse_;
   const Negatives negatives_;
   const int64_t stride_, strip_;
+  const bool others_too_;
   Buffer<T> weights_, panels_, dothers_;
 };
 
@@ -296,13 +298,13 @@ std::array<Buffer<T>, 2> anchor_weights(const Tensor& grad, const Tensor& loss, 
 std::tuple<Tensor, Tensor, Tensor> info_nce_backward(const Tensor& grad_, const Tensor& query_, const Tensor& key_,
                                                      const std::optional<Tensor>& queue_, const Tensor& loss_,
                                                      const Tensor& lse_, double temperature,
-                                                     const std::string& precision) {
+                                                     const std::string& precision, bool queue_gradient) {
   const Tensor query = dense_rows(query_), key = dense_rows(key_), grad = torch::stable::contiguous(grad_);
   const Tensor loss = torch::stable::contiguous(loss_), lse = torch::stable::contiguous(lse_);
   const int64_t n = query.size(0), d = query.size(1);
   const Tensor dquery = make_tensor({n, d}, query.scalar_type()), dkey = make_tensor({n, d}, key.scalar_type());
-  const Tensor dqueue =
-      make_tensor({queue_ ? queue_->size(0) : 0, d}, queue_ ? queue_->scalar_type() : query.scalar_type());
+  const Tensor dqueue = make_tensor({queue_ && queue_gradient ? queue_->size(0) : 0, d},
+                                    queue_ ? queue_->scalar_type() : query.scalar_type());
   in_accumulation_type(query, [&](auto zero) {
     using T = decltype(zero);
     BadRow bad;
@@ -313,7 +315,8 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_backward(const Tensor& grad_, const 
                     std::vector<BadRow*>{&bad});
     const UnitRows<T>& others = queue ? *queue : v;
     const auto weights = anchor_weights<T>(grad, loss, temperature);
-    StripGradient<T> strips(u, others, static_cast<T>(1 / temperature), {{queue ? -1 : 0, -1}, n});
+    StripGradient<T> strips(u, others, static_cast<T>(1 / temperature), {{queue ? -1 : 0, -1}, n},
+                            !queue || queue_gradient);
     strips.run(weights[0].data(), data_of<T>(lse), [&](int64_t row, int64_t count, T* gradient) {
       for (int64_t r = 0; r < count; ++r)
         add_row(gradient + r * u.width, -weights[1][row + r], v.row(row + r), u.width);
@@ -330,7 +333,7 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_backward(const Tensor& grad_, const 
           }
           write_gradient(gradient.data(), v, row, count, dkey, row);
         });
-    if (!queue) return;
+    if (!queue || !queue_gradient) return;
     parallel_tasks(ceil_div(queue->n, kAnchors), [&](int64_t task) {
       const int64_t row = task * kAnchors, count = std::min(kAnchors, queue->n - row);
       write_gradient(strips.dothers() + row * queue->width, *queue, row, count, dqueue, row);

@@ -77,7 +77,7 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
   m.def("info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)");
   m.def(
       "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse,"
-      " float temperature, str precision) -> (Tensor, Tensor, Tensor)");
+      " float temperature, str precision, bool queue_gradient) -> (Tensor, Tensor, Tensor)");
   m.def("nt_xent(Tensor z0, Tensor z1, float temperature, str precision) -> (Tensor, Tensor)");
   m.def(
       "nt_xent_backward(Tensor grad, Tensor z0, Tensor z1, Tensor loss, Tensor lse, float temperature,"

@@ -75,7 +75,7 @@ def _info_nce_backward(z: Tensor, with_queue: bool) -> tuple[Any, ...]:
     query, key, queue, *options = _info_nce(z, with_queue)
     wide = [None if part is None else part.double() for part in (query, key, queue)]
     loss, lse = (part.to(accumulation_dtype(z.dtype)) for part in infonce.info_nce(*wide, *options))
-    return _noise((len(query),), z), query, key, queue, loss, lse, *options
+    return _noise((len(query),), z), query, key, queue, loss, lse, *options, True
 
 
 def _nt_xent(z: Tensor) -> tuple[Any, ...]:

@@ -47,9 +47,12 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def info_nce_calls(dtype: torch.dtype) -> dict[str, tuple[int, Callable[[], object]]]:
     """Launches granted, and the call, of every pass at B = 65536."""
     z, values, both = meta(B, D, dtype=dtype), meta(B), meta(2 * B)
+    rest = (values, values, 0.1, "ieee")
     return {
         "info_nce": (1, lambda: infonce.info_nce(z, z, None, 0.1, "ieee")),
-        "info_nce backward": (2, lambda: infonce.info_nce_backward(values, z, z, None, values, values, 0.1, "ieee")),
+        "info_nce backward": (2, lambda: infonce.info_nce_backward(values, z, z, None, *rest, False)),
+        "queue backward": (1, lambda: infonce.info_nce_backward(values, z, z, z, *rest, False)),
+        "queue backward, its own too": (2, lambda: infonce.info_nce_backward(values, z, z, z, *rest, True)),
         "queue": (1, lambda: infonce.info_nce(z, z, z, 0.1, "ieee")),
         "norms": (1, lambda: infonce.info_nce_grad_norms(z, z, None, 0.1, "info_nce", "ieee")),
         "norms of nt_xent": (1, lambda: infonce.info_nce_grad_norms(z, z, None, 0.1, "nt_xent", "ieee")),

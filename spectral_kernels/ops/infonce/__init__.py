@@ -33,9 +33,10 @@ def _fake_rows(z: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tensor]:
 
 
 def _fake_info_nce_backward(
-    grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, *_: Any
+    grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dqueue = query.new_empty(0, query.shape[1]) if queue is None else queue.new_empty(queue.shape)
+    wanted = queue is not None and options[-1]
+    dqueue = queue.new_empty(queue.shape) if wanted else query.new_empty(0, query.shape[1])
     return query.new_empty(query.shape), key.new_empty(key.shape), dqueue
 
 
@@ -47,7 +48,7 @@ define(
 )
 define(
     "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse, "
-    "float temperature, str precision) -> (Tensor, Tensor, Tensor)",
+    "float temperature, str precision, bool queue_gradient) -> (Tensor, Tensor, Tensor)",
     room="infonce",
     fake=_fake_info_nce_backward,
 )
@@ -83,8 +84,11 @@ def _save_info_nce(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _info_nce_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     query, key, *rest, loss, lse = ctx.saved_tensors
     queue = rest[0] if ctx.has_queue else None
-    gradients = op("info_nce_backward")(grad, query, key, queue, loss, lse, *ctx.options)
-    return gradients[0], gradients[1], gradients[2] if ctx.has_queue else None, None, None, None
+    # MoCo's queue is a buffer: its gradient, most of the work, is left out
+    wanted = ctx.has_queue and ctx.needs_input_grad[2]
+    *options, backend = ctx.options
+    gradients = op("info_nce_backward")(grad, query, key, queue, loss, lse, *options, wanted, backend)
+    return gradients[0], gradients[1], gradients[2] if wanted else None, None, None, None
 
 
 def _save_nt_xent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

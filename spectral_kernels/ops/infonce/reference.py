@@ -41,7 +41,7 @@ def info_nce(
 
 def info_nce_backward(
     grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, loss: Tensor, lse: Tensor, temperature: float,
-    precision: str,
+    precision: str, queue_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     u, v = read_rows(query, True), read_rows(key, True)
     others = v if queue is None else read_rows(queue, True)
@@ -49,12 +49,14 @@ def info_nce_backward(
     negatives = _drop_diagonal(logits) if queue is None else logits
     weights, positive = _softmax_weights(grad, negatives, loss, lse, temperature)
     du = weights @ others - positive * v
-    dothers = weights.mT @ u
     dv = -positive * u
     dquery = read_rows_backward(du, query, True)
+    dqueue = query.new_empty(0, query.shape[1])
     if queue is None:
-        return dquery, read_rows_backward(dv + dothers, key, True), query.new_empty(0, query.shape[1])
-    return dquery, read_rows_backward(dv, key, True), read_rows_backward(dothers, queue, True)
+        dv = dv + weights.mT @ u
+    elif queue_gradient:
+        dqueue = read_rows_backward(weights.mT @ u, queue, True)
+    return dquery, read_rows_backward(dv, key, True), dqueue
 
 
 def _two_views(z0: Tensor, z1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,7 +47,7 @@ def load_chunk(pointers, inside, columns, d, ACC: tl.constexpr, NATIVE: tl.const
 
 @triton.jit
 def anchor_products(x_pointers, p_pointers, inside, d, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """1/‖x‖, 1/‖p‖ and cosine of paired rows, and ‖x‖²."""
+    """1/‖x‖, 1/‖p‖ and cosine of paired rows, ‖x‖² and ‖p‖²."""
     xx = tl.zeros([ROWS], dtype=ACC)
     pp = tl.zeros([ROWS], dtype=ACC)
     xp = tl.zeros([ROWS], dtype=ACC)
@@ -60,7 +60,7 @@ def anchor_products(x_pointers, p_pointers, inside, d, ACC: tl.constexpr, ROWS: 
         xp += tl.sum(x * p, 1)
     x_inverse = inverse_norm(xx)
     p_inverse = inverse_norm(pp)
-    return x_inverse, p_inverse, xp * x_inverse * p_inverse, xx
+    return x_inverse, p_inverse, xp * x_inverse * p_inverse, xx, pp
 
 
 @triton.jit
@@ -134,7 +134,9 @@ def loss_kernel(
         p_pointers = row_pointers(x, x_second, 1 - part, rows, x_row, x_second_row, TWO)
     else:
         p_pointers = row_pointers(p, None, part, rows, p_row, p_row, False)
-    x_inverse, _p_inverse, positive, _xx = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
+    x_inverse, _p_inverse, positive, _xx, _pp = anchor_products(
+        x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K
+    )
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
     if PRECISION == "tf32":
         x_tile = round_to_tf32(x_tile)
@@ -166,7 +168,7 @@ def loss_kernel(
 
 @triton.jit
 def gradient_kernel(
-    x, x_second, p, y, y_second, grad, loss, lse, dx, dx_second, m, n, row_blocks, column_blocks, d,
+    x, x_second, p, y, y_second, grad, loss, lse, dx, dx_second, dp, m, n, row_blocks, column_blocks, d,
     x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
     TWO: tl.constexpr, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, POSITIVE: tl.constexpr, DIAGONAL: tl.constexpr,
     ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -175,7 +177,8 @@ def gradient_kernel(
 ):  # fmt: skip
     """Gradient on rows x (m, d) from their similarities with y (n, d), through the normalisation.
 
-    BY_ROW: the rows x are anchors; BY_COLUMN: the rows y are. POSITIVE: x and p attract. TWO and DIAGONAL as above.
+    BY_ROW: the rows x are anchors; BY_COLUMN: the rows y are. POSITIVE: x and p attract. TWO and DIAGONAL as above. To `dp`
+    goes the gradient on p, rows that meet no negatives.
     """
     pid = tl.program_id(0)
     features = (pid % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -188,7 +191,7 @@ def gradient_kernel(
         p_pointers = row_pointers(x, x_second, 1 - part, rows, x_row, x_second_row, TWO)
     else:
         p_pointers = row_pointers(p, None, part, rows, p_row, p_row, False)
-    x_inverse, p_inverse, positive, xx = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
+    x_inverse, p_inverse, positive, xx, pp = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
     if PRECISION == "tf32":
         x_tile = round_to_tf32(x_tile)
@@ -247,6 +250,11 @@ def gradient_kernel(
     out = row_pointers(dx, dx_second, part, rows, d, d, TWO)
     stored = inside[:, None] & (features < d)[None, :]
     tl.store(out[:, None] + features[None, :], gradient.to(dx.dtype.element_ty), mask=stored)
+    if dp is not None:
+        own = load_chunk(p_pointers, inside, features, d, ACC, False) * p_inverse[:, None]
+        pull = tangent(-pulled[:, None] * unit, own, -pulled * positive, pp)
+        at = dp + rows.to(tl.int64)[:, None] * d + features[None, :]
+        tl.store(at, pull.to(dp.dtype.element_ty), mask=stored)
 
 
 @triton.jit
@@ -282,7 +290,7 @@ def norms_kernel(
         value = tl.load(first_row + columns, mask=columns < d, other=0.0).to(ACC)
         origin_square += tl.sum(value * value, 0)
     origin = tl.load(first_row + features, mask=features < d, other=0.0).to(ACC) * inverse_norm(origin_square)
-    x_inverse, p_inverse, positive, _xx = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
+    x_inverse, p_inverse, positive, _xx, _pp = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
     if PRECISION == "tf32":
         x_tile = round_to_tf32(x_tile)
@@ -417,7 +425,7 @@ def _loss(
 
 def _gradient(
     x: Rows, p: Tensor | None, y: Rows, grad: Tensor, loss: Tensor, lse: Tensor, diagonal: bool, temperature: float,
-    precision: str, *, by_row: bool, by_column: bool, positive: bool,
+    precision: str, *, by_row: bool, by_column: bool, positive: bool, dp: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     m, d = x.first.shape
     dtype = x.first.dtype
@@ -429,8 +437,8 @@ def _gradient(
         gradient_kernel,
         x.views * row_blocks * column_blocks,
         (
-            x.first, x.second, p, y.first, y.second, grad, loss, lse, dx, dx_second, m, len(y.first), row_blocks,
-            column_blocks, d, *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
+            x.first, x.second, p, y.first, y.second, grad, loss, lse, dx, dx_second, dp, m, len(y.first),
+            row_blocks, column_blocks, d, *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
         ),
         {
             "TWO": x.views == 2, "BY_ROW": by_row, "BY_COLUMN": by_column, "POSITIVE": positive, "DIAGONAL": diagonal,
@@ -476,7 +484,7 @@ def info_nce(
 
 def info_nce_backward(
     grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, loss: Tensor, lse: Tensor, temperature: float,
-    precision: str,
+    precision: str, queue_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     query, key, grad = dense_rows(query), dense_rows(key), grad.contiguous()
     given = (grad, loss.contiguous(), lse.contiguous())
@@ -490,16 +498,13 @@ def info_nce_backward(
             by_row=False, by_column=True, positive=True,
         )  # fmt: skip
         return dquery, dkey, query.new_empty(0, query.shape[1])
-    queue = dense_rows(queue)
+    queue, dkey = dense_rows(queue), torch.empty_like(key, memory_format=torch.contiguous_format)
     dquery, _ = _gradient(
         Rows(query), key, Rows(queue), *given, False, temperature, precision,
-        by_row=True, by_column=False, positive=True,
+        by_row=True, by_column=False, positive=True, dp=dkey,
     )  # fmt: skip
-    # a key meets no negatives: only its query pulls
-    dkey, _ = _gradient(
-        Rows(key), query, Rows(query[:0]), *given, False, temperature, precision,
-        by_row=False, by_column=False, positive=True,
-    )  # fmt: skip
+    if not queue_gradient:
+        return dquery, dkey, query.new_empty(0, query.shape[1])
     dqueue, _ = _gradient(
         Rows(queue), queue, Rows(query), *given, False, temperature, precision,
         by_row=False, by_column=True, positive=False,
@@ -543,7 +548,7 @@ def aot_calls() -> list[AotCall]:
         values = torch.empty(4096, dtype=accumulation_dtype(dtype), device="meta")
         queue = torch.empty(65536, d, dtype=dtype, device="meta") if with_queue else None
         info_nce(z, z, queue, 0.1, precision)
-        info_nce_backward(values, z, z, queue, values, values, 0.1, precision)
+        info_nce_backward(values, z, z, queue, values, values, 0.1, precision, with_queue)
         info_nce_grad_norms(z, z, queue, 0.1, "info_nce", precision)
         if not with_queue:
             info_nce_grad_norms(z, z, None, 0.5, "nt_xent", precision)
