@@ -132,7 +132,7 @@ def state(**changes):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ({"step": 1}, "lacks embeddings, updated"),
+        ({"step": 1}, "lacks active, embeddings, updated"),
         (
             state(embeddings=torch.zeros(12, 6)),
             r"embeddings of the state is torch.float32 \(12, 6\).*\(12, 5\)",

@@ -36,6 +36,9 @@ class MemoryBank:
     of its own; give `update` the indices and embeddings gathered from all processes, as the
     contrastive loss does, or a process knows only the samples it has trained on itself.
 
+    Where the data change, a row is a slot: `retire` takes a sample that has expired out of what the
+    samplers choose from, `admit` puts a new one in its place. All rows are active to begin with.
+
     Args:
         n: number of samples.
         d: number of features.
@@ -46,6 +49,8 @@ class MemoryBank:
         embeddings: (n, d), unit rows, zero where unseen. The bank's own storage: read it, do not
             write it.
         step: calls of `update` so far.
+        num_active: rows that samplers choose from.
+        changes: calls of `retire` and `admit` so far.
 
     Raises:
         ValueError: n or d below 1, a dtype that is not one of the four.
@@ -67,6 +72,9 @@ class MemoryBank:
         # the step of each row's last update, so that ageing costs nothing; -1 is unseen
         self._updated = torch.full((n,), -1, dtype=torch.int64, device=device)
         self._num_seen = torch.zeros((), dtype=torch.int64, device=device)
+        self._active = torch.ones(n, dtype=torch.bool, device=device)
+        self.num_active = n
+        self.changes = 0
         self.step = 0
 
     @property
@@ -90,6 +98,11 @@ class MemoryBank:
         return self._updated >= 0
 
     @property
+    def active(self) -> Tensor:
+        """(n,) bool: rows that samplers choose from. The bank's own storage: read it, do not write it."""
+        return self._active
+
+    @property
     def num_seen(self) -> int:
         """Rows that hold an embedding; counted as they are updated, so this does not scan the bank."""
         return int(self._num_seen)
@@ -111,7 +124,7 @@ class MemoryBank:
         """Store new embeddings, L2-normalised, detached and cast to the bank's dtype.
 
         Where an index occurs twice, the later row wins. A zero row has no direction: its sample
-        becomes unseen.
+        becomes unseen. A retired row stays as it is: its sample was on its way when it was retired.
 
         Args:
             indices: (b,) int64, in [0, n).
@@ -133,7 +146,7 @@ class MemoryBank:
         if checks.enabled() and not bool(finite.all()):
             checks.bad_row(~finite, "z")
         norm = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-        zero = norm <= NORM_FLOOR
+        zero = (norm <= NORM_FLOOR) | ~self._active[rows][:, None]
         values = torch.where(zero, 0.0, values / norm).to(self.embeddings.dtype)
 
         # every occurrence of an index writes the row of its last one, so the order of writing is free
@@ -148,6 +161,38 @@ class MemoryBank:
         self._updated[ordered] = torch.where(after, self.step, -1)
         self.step += 1
 
+    def retire(self, indices: Tensor) -> None:
+        """Forget samples (b,) that have expired; samplers leave their rows out from the next epoch on.
+
+        Raises:
+            ValueError: indices not int64, empty or out of range, or of all rows that are left.
+        """
+        rows = self._rows(indices)
+        left = self._active.clone()
+        left[rows] = False
+        if not bool(left.any()):
+            raise ValueError("indices names every active row: a bank needs one")
+        self._change(rows, left)
+
+    def admit(self, indices: Tensor) -> None:
+        """Make rows (b,) active, for new samples: what was known of the old ones is forgotten.
+
+        Raises:
+            ValueError: indices not int64, empty or out of range.
+        """
+        rows = self._rows(indices)
+        active = self._active.clone()
+        active[rows] = True
+        self._change(rows, active)
+
+    def _change(self, rows: Tensor, active: Tensor) -> None:
+        self.embeddings[rows] = 0
+        self._updated[rows] = -1
+        self._num_seen.copy_(self.seen.sum())
+        # a new tensor: a sampler may still hold the old one
+        self._active, self.num_active = active, int(active.sum())
+        self.changes += 1
+
     def gather(self, indices: Tensor) -> Tensor:
         """Embeddings (b, d) of the samples `indices` (b,), zero where unseen; a copy.
 
@@ -157,14 +202,14 @@ class MemoryBank:
         return self.embeddings[self._rows(indices)]
 
     def staleness(self) -> Staleness:
-        """Share of rows seen, and their mean and maximum age. O(n)."""
+        """Share of active rows seen, and their mean and maximum age. O(n)."""
         age = self.age[self.seen]
         if len(age) == 0:
             return Staleness(0.0, 0.0, 0)
-        return Staleness(len(age) / self.n, float(age.double().mean()), int(age.max()))
+        return Staleness(len(age) / self.num_active, float(age.double().mean()), int(age.max()))
 
     def reset(self) -> None:
-        """Forget every embedding."""
+        """Forget every embedding; which rows are active stays as it is."""
         self.embeddings.zero_()
         self._updated.fill_(-1)
         self._num_seen.zero_()
@@ -175,11 +220,12 @@ class MemoryBank:
         self.embeddings = self.embeddings.to(device)
         self._updated = self._updated.to(device)
         self._num_seen = self._num_seen.to(device)
+        self._active = self._active.to(device)
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """`embeddings` (n, d), `updated` (n,) int64 and `step`; the tensors are the bank's own."""
-        return {"embeddings": self.embeddings, "updated": self._updated, "step": self.step}
+        """`embeddings` (n, d), `updated` (n,) int64, `active` (n,) bool and `step`; the tensors are the bank's own."""
+        return {"embeddings": self.embeddings, "updated": self._updated, "active": self._active, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy a state in; it may lie on another device.
@@ -188,13 +234,14 @@ class MemoryBank:
             ValueError: an entry is missing, or of another type, shape or dtype, or not what a bank
                 writes.
         """
-        missing = {"embeddings", "updated", "step"} - set(state)
+        missing = {"embeddings", "updated", "active", "step"} - set(state)
         if missing:
             raise ValueError(f"the state of the memory bank lacks {', '.join(sorted(missing))}")
-        embeddings, updated = state["embeddings"], state["updated"]
+        embeddings, updated, active = state["embeddings"], state["updated"], state["active"]
         for name, loaded, own in (
             ("embeddings", embeddings, self.embeddings),
             ("updated", updated, self._updated),
+            ("active", active, self._active),
         ):
             if not isinstance(loaded, Tensor) or loaded.shape != own.shape or loaded.dtype != own.dtype:
                 got = f"{loaded.dtype} {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else repr(loaded)
@@ -203,9 +250,14 @@ class MemoryBank:
         checks.finite_rows(embeddings, "embeddings of the state")
         if int(updated.min()) < -1 or int(updated.max()) >= step:
             raise ValueError(f"updated of the state must lie in [-1, {step})")
+        if not bool(active.any()) or bool((updated[~active] >= 0).any()):
+            raise ValueError("active of the state must name a row, and every row that has an embedding")
         self.embeddings.copy_(embeddings)
         self._updated.copy_(updated)
         self._num_seen.copy_(self.seen.sum())
+        self._active = active.to(self.device, copy=True)
+        self.num_active = int(active.sum())
+        self.changes += 1
         self.step = step
 
     def _rows(self, indices: Tensor) -> Tensor:

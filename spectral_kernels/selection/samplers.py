@@ -10,6 +10,9 @@ own shard, without communication.
 which batches this process made before, so an interrupted epoch resumes with the batches that would
 have come, given the same bank. Without `set_epoch` every epoch has the same seeds.
 
+**Streams.** An epoch is dealt out from the rows that are active in the bank as it begins; rows
+retired or admitted meanwhile count from the next one on, and `len` follows them at once.
+
 **DataLoader workers** make the loader draw batches ahead: the bank is then a few steps older than
 the batch, and `state_dict(consumed=...)` must be told how many batches the training loop has really
 used.
@@ -61,19 +64,23 @@ class _BatchSampler(Sampler[list[int]], ABC):
         seed: int,
         num_replicas: int | None,
         rank: int | None,
+        bank: MemoryBank | None,
     ) -> None:
         checks.integer(batch_size, "batch_size", 1)
         checks.integer(seed, "seed", 0)
         self.num_replicas, self.rank = process_group(num_replicas, rank)
-        self.sampler = ShardSampler(n, self.num_replicas, self.rank, seed, drop_last)
-        if batch_size > len(self.sampler):
-            raise ValueError(f"batch_size = {batch_size} exceeds the {len(self.sampler)} rows of a rank's shard")
+        self.sampler = ShardSampler(n, self.num_replicas, self.rank, seed, drop_last, bank)
+        self._check_size(batch_size)
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.drop_last, self.replacement, self._records = bool(drop_last), bool(replacement), records
         self.last_selection: Selection | None = None
         self.selection_seconds = 0.0
         self._progress = _Progress(0)
         self._resumes = False
+
+    def _check_size(self, batch_size: int) -> None:
+        if batch_size > len(self.sampler):
+            raise ValueError(f"batch_size = {batch_size} exceeds the {len(self.sampler)} rows of a rank's shard")
 
     @property
     def epoch(self) -> int:
@@ -94,9 +101,10 @@ class _BatchSampler(Sampler[list[int]], ABC):
         self._resumes = False
         progress = self._progress
         began = time.perf_counter()
-        shard = self.sampler.rows()
+        self._check_size(self.batch_size)
+        shard, batches = self.sampler.rows(), len(self)
         self._begin(shard, progress.taken_rows(progress.batch))
-        while progress.batch < len(self):
+        while progress.batch < batches:
             if self._records and progress is not self._progress:
                 raise RuntimeError("this iteration over the batch sampler was superseded by a newer one")
             self.last_selection = None
@@ -117,15 +125,15 @@ class _BatchSampler(Sampler[list[int]], ABC):
     def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
         """Rows (batch_size,) int64 of a batch, on the CPU."""
 
-    def _size(self, batch: int) -> int:
+    def _size(self, shard: Tensor, batch: int) -> int:
         """Rows of a batch: fewer than batch_size only at the end of an epoch that is a partition."""
         if self.replacement:
             return self.batch_size
-        return min(self.batch_size, len(self.sampler) - batch * self.batch_size)
+        return min(self.batch_size, len(shard) - batch * self.batch_size)
 
     def _in_turn(self, shard: Tensor, batch: int) -> Tensor:
         """Rows of a batch of an ordinary shuffled epoch."""
-        places = batch * self.batch_size + torch.arange(self._size(batch))
+        places = batch * self.batch_size + torch.arange(self._size(shard, batch))
         return shard[places % len(shard)]
 
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
@@ -184,7 +192,7 @@ class RandomBatchSampler(_BatchSampler):
     """The ordinary shuffled epoch: every row of the rank's shard once.
 
     Args:
-        rows: number of rows, or the bank whose rows are meant; the embeddings are not looked at.
+        rows: number of rows, or the bank whose active rows are meant; the embeddings are not looked at.
         batch_size: rows per batch.
         drop_last: leave out an incomplete last batch, and the rows that do not deal out evenly over
             the ranks; other ones every epoch.
@@ -220,6 +228,7 @@ class RandomBatchSampler(_BatchSampler):
             seed=seed,
             num_replicas=num_replicas,
             rank=rank,
+            bank=rows if isinstance(rows, MemoryBank) else None,
         )
 
     def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
@@ -254,6 +263,7 @@ class _BankBatchSampler(_BatchSampler):
             seed=seed,
             num_replicas=num_replicas,
             rank=rank,
+            bank=bank,
         )
         self.bank, self.min_seen = bank, float(min_seen)
         self._warned = False
@@ -264,7 +274,7 @@ class _BankBatchSampler(_BatchSampler):
     def _begin(self, shard: Tensor, taken: Tensor) -> None:
         device = self.bank.device
         self._shard = None
-        if self.num_replicas > 1:
+        if self.num_replicas > 1 or self.bank.num_active < self.n:
             self._shard = torch.zeros(self.n, dtype=torch.bool, device=device)
             self._shard[shard.to(device)] = True
         self._left = self._shard
@@ -279,7 +289,7 @@ class _BankBatchSampler(_BatchSampler):
         elif self.replacement:
             rows = self._in_turn(shard, batch)
         else:
-            rows = self._rows_left(shard)[: self._size(batch)]
+            rows = self._rows_left(shard)[: self._size(shard, batch)]
         if not self.replacement and self._left is not None:
             self._left[rows.to(self._left.device)] = False
         return rows
@@ -294,7 +304,7 @@ class _BankBatchSampler(_BatchSampler):
 
     def _is_cold(self) -> bool:
         seen = self.bank.num_seen
-        if self._shard is not None and seen < self.n:
+        if self._shard is not None and seen < self.bank.num_active:
             seen = int((self.bank.seen & self._shard).sum())
         rows = len(self.sampler)
         least = max(self.batch_size, math.ceil(self.min_seen * rows))
@@ -393,7 +403,7 @@ class PoolBatchSampler(_BankBatchSampler):
     def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
         # only the rows of the candidates are gathered: shuffling or masking a million rows would cost more
         left = self._rows_left(shard)
-        size = self._size(batch)
+        size = self._size(shard, batch)
         rows = left[distinct_rows(len(left), min(len(left), self.draws * size), generator)]
         selection = self._pool_select(self.bank.gather(rows), size, generator)
         chosen = rows.to(selection.indices.device)[selection.indices]
@@ -481,7 +491,7 @@ class GreedyBatchSampler(_BankBatchSampler):
         )
 
     def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-        unseen, size = self._unseen(), self._size(batch)
+        unseen, size = self._unseen(), self._size(shard, batch)
         rows_left = len(shard) - (0 if self.replacement else batch * self.batch_size)
         fresh = -(-size * len(unseen) // rows_left)
         explored = unseen[distinct_rows(len(unseen), fresh, generator).to(unseen.device)]
@@ -493,7 +503,7 @@ class GreedyBatchSampler(_BankBatchSampler):
 
     def _unseen(self) -> Tensor:
         """Rows left that have no embedding."""
-        if self.bank.num_seen == self.n:
+        if self.bank.num_seen == self.bank.num_active:
             return torch.empty(0, dtype=torch.int64, device=self.bank.device)
         unseen = ~self.bank.seen
         return (unseen if self._left is None else unseen & self._left).nonzero()[:, 0]

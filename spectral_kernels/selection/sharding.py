@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from spectral_kernels import checks
+from spectral_kernels.selection.memory_bank import MemoryBank
 
 
 def derived_generator(*key: int) -> torch.Generator:
@@ -42,31 +43,37 @@ class ShardSampler(Sampler[int]):
     """The rows of one rank in one epoch, in random order.
 
     Every epoch a permutation of all n rows, seeded by (seed, epoch) and so the same on every rank,
-    is dealt out in turn: place p goes to rank p % num_replicas. Shards are equally long: with
-    `drop_last` the n % num_replicas rows at the end of the permutation sit the epoch out, without
-    it the last places are filled with its first rows (both as in
-    `torch.utils.data.DistributedSampler`).
+    less the rows that are not active in the bank, is dealt out in turn: place p goes to rank
+    p % num_replicas. Shards are equally long: with `drop_last` the rows at the end of the
+    permutation that do not deal out evenly sit the epoch out, without it the last places are filled
+    with its first rows (both as in `torch.utils.data.DistributedSampler`).
     """
 
-    def __init__(self, n: int, num_replicas: int, rank: int, seed: int, drop_last: bool) -> None:
+    def __init__(
+        self, n: int, num_replicas: int, rank: int, seed: int, drop_last: bool, bank: MemoryBank | None = None
+    ) -> None:
         self.n, self.num_replicas, self.rank, self.seed = n, num_replicas, rank, seed
-        self._length = n // num_replicas if drop_last else -(-n // num_replicas)
+        self.drop_last, self.bank = drop_last, bank
         self.epoch = 0
-        self._rows: tuple[int, Tensor] | None = None
+        self._rows: tuple[tuple[int, int], Tensor] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = checks.integer(epoch, "epoch", 0)
 
     def rows(self) -> Tensor:
         """(len(self),) int64."""
-        if self._rows is None or self._rows[0] != self.epoch:
+        key = self.epoch, 0 if self.bank is None else self.bank.changes
+        if self._rows is None or self._rows[0] != key:
             permutation = torch.randperm(self.n, generator=derived_generator(self.seed, self.epoch))
-            places = torch.arange(self._length) * self.num_replicas + self.rank
-            self._rows = self.epoch, permutation[places % self.n]
+            if self.bank is not None and self.bank.num_active < self.n:
+                permutation = permutation[self.bank.active.cpu()[permutation]]
+            places = torch.arange(len(self)) * self.num_replicas + self.rank
+            self._rows = key, permutation[places % len(permutation)]
         return self._rows[1]
 
     def __len__(self) -> int:
-        return self._length
+        n = self.n if self.bank is None else self.bank.num_active
+        return n // self.num_replicas if self.drop_last else -(-n // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
         yield from self.rows().tolist()

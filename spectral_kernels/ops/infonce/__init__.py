@@ -35,8 +35,8 @@ def _fake_rows(z: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tensor]:
 def _fake_info_nce_backward(
     grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = queue is not None and options[-1]
-    dqueue = queue.new_empty(queue.shape) if wanted else query.new_empty(0, query.shape[1])
+    queue_gradient = options[-1]
+    dqueue = query.new_empty(0, query.shape[1]) if queue is None or not queue_gradient else queue.new_empty(queue.shape)
     return query.new_empty(query.shape), key.new_empty(key.shape), dqueue
 
 
