@@ -15,6 +15,7 @@ from spectral_kernels.ops.spectrum import spectrum
 from spectral_kernels.ops.whitening import whiten
 from spectral_kernels.selection import (
     GreedyBatchSampler,
+    LiveBatchSampler,
     MemoryBank,
     PoolBatchSampler,
     RandomBatchSampler,
@@ -30,6 +31,7 @@ __all__ = [
     "GradientVariance",
     "GreedyBatchSampler",
     "InfoNCELoss",
+    "LiveBatchSampler",
     "MemoryBank",
     "NTXentLoss",
     "PoolBatchSampler",

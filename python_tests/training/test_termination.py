@@ -13,6 +13,7 @@ from test_loop import assert_same
 STEPS = 60
 METHODS = {
     "simclr": ["selection.strategy=greedy-8"],
+    "live": ["selection.strategy=live-8", "selection.live_pool=2"],
     "moco": ["selection.strategy=greedy-8", "train.method=moco", "moco.queue=100", "selection.overlap=true"],
 }
 

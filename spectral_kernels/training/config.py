@@ -25,7 +25,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 class Strategy:
     """A parsed strategy name.
 
-    kind: `"random"`, `"pool"` or `"greedy"`. policy: of the pool selector. candidates: of the greedy
+    kind: `"random"`, `"pool"`, `"greedy"` or `"live"`. policy: of the pool selector. candidates: of the greedy
     builder, None for every row. window: whether the selector steers into `selection.window`. whiten: whether the
     batch is whitened before the loss.
     """
@@ -39,8 +39,8 @@ class Strategy:
 
 
 def parse_strategy(name: str) -> Strategy:
-    """Read `random`, `pool-low`, `pool-balanced`, `pool-high`, `pool-0.25`, `greedy-64`, `greedy-all`, the selectors
-    optionally followed by `+window`, and all of them by `+whiten`.
+    """Read `random`, `pool-low`, `pool-balanced`, `pool-high`, `pool-0.25`, `greedy-64`, `greedy-all`, `live-64`,
+    `live-all`, the selectors optionally followed by `+window`, and all of them by `+whiten`.
 
     Raises:
         ValueError: any other name.
@@ -51,7 +51,7 @@ def parse_strategy(name: str) -> Strategy:
     if options == [option for option in chosen if chosen[option]]:
         if head == "random" and not chosen["window"]:
             return Strategy(name, "random", **chosen)
-        if kind == "greedy" and re.fullmatch(r"[1-9]\d*|all", value):
+        if kind in ("greedy", "live") and re.fullmatch(r"[1-9]\d*|all", value):
             return Strategy(name, kind, candidates=None if value == "all" else int(value), **chosen)
         if kind == "pool" and value in POLICIES:
             return Strategy(name, kind, policy=value, **chosen)
@@ -59,7 +59,7 @@ def parse_strategy(name: str) -> Strategy:
             return Strategy(name, kind, policy=float(value), **chosen)
     raise ValueError(
         f"unknown strategy {name!r}: random, pool-low, pool-balanced, pool-high, pool-QUANTILE, greedy-M "
-        "(such as greedy-64) or greedy-all; the selectors optionally followed by +window, and all by +whiten"
+        "(such as greedy-64), greedy-all, live-M or live-all; the selectors optionally followed by +window, and all by +whiten"
     )
 
 
@@ -157,22 +157,24 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """strategy: of `train`; see `parse_strategy`. draws: of the pool selector. window: (low, high)
+    """strategy: of `train`; see `parse_strategy`. draws: of the pool selector. live_pool: batches of images that `live`
+    embeds for each one it chooses. window: (low, high)
     effective rank. min_seen: batches are random until this share of the pool has an embedding in the
     memory bank. replacement: each batch chooses from the whole pool, instead of from what an epoch has
     left. overlap: the next batch is chosen, by a thread of its own, while this one trains; the bank it is
-    chosen from is then one step older.
+    chosen from is then one step older. A live pool is embedded by the model that trains: nothing overlaps.
     """
 
     strategy: str = "greedy-64"
     draws: int = 16
+    live_pool: int = 4
     window: tuple[float, float] | None = None
     min_seen: float = 0.9
     replacement: bool = True
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("selection", 1, draws=self.draws)
+        _at_least("selection", 1, draws=self.draws, live_pool=self.live_pool)
         if not 0 <= self.min_seen <= 1:
             raise ValueError(f"selection.min_seen must be in [0, 1], got {self.min_seen!r}")
         if self.window is not None and not 0 < self.window[0] <= self.window[1] < math.inf:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 import spectral_kernels as sk
-from spectral_kernels.selection import GreedyBatchSampler, MemoryBank, PoolBatchSampler, RandomBatchSampler
+from spectral_kernels.selection import (
+    GreedyBatchSampler,
+    LiveBatchSampler,
+    MemoryBank,
+    PoolBatchSampler,
+    RandomBatchSampler,
+)
 from spectral_kernels.training import checkpoint
 from spectral_kernels.training.ahead import Ahead, Chosen
 from spectral_kernels.training.augment import Augment, Normalize
@@ -142,7 +148,7 @@ class Run:
         self.model = self._make_model(data.train_images.shape[1])
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.bank = MemoryBank(len(self.pool), config.model.dim, device=self.device)
-        self.sampler = make_sampler(self.strategy, self.bank, config)
+        self.sampler = make_sampler(self.strategy, self.bank, config, self._embed)
         self.step = 0
         self.last: Forward | None = None
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -180,6 +186,16 @@ class Run:
             self.sampler.set_epoch(epoch)
             yield from self.sampler
 
+    def _embed(self, rows: Tensor) -> Tensor:
+        """Embeddings of rows of the pool as the model is now, without augmentation."""
+        images = self.augment.normalize(self.pool[rows.to(self.device)])
+        training = self.model.training
+        self.model.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            z: Tensor = self.model(images.to(memory_format=self.augment.format))
+        self.model.train(training)
+        return z.float()
+
     def _choose(self) -> Chosen:
         return Chosen(next(self._batches), self.sampler.last_selection is not None)
 
@@ -194,7 +210,7 @@ class Run:
             Diverged: NaN or Inf in a projection or a parameter; last.ckpt keeps the last good state.
         """
         train = self.config.train
-        overlap = self.config.selection.overlap and self.strategy.kind != "random"
+        overlap = self.config.selection.overlap and self.strategy.kind in ("pool", "greedy")
         self.model.train()
         while self.step < until and not self.done:
             clock = Clock(self.device)
@@ -400,9 +416,9 @@ def read_state(path: Path, config: Config, data: ImageData) -> dict[str, Any]:
 
 
 def make_sampler(
-    strategy: Strategy, bank: MemoryBank, config: Config
-) -> RandomBatchSampler | PoolBatchSampler | GreedyBatchSampler:
-    """The batch sampler of a strategy."""
+    strategy: Strategy, bank: MemoryBank, config: Config, embed: Callable[[Tensor], Tensor]
+) -> RandomBatchSampler | PoolBatchSampler | GreedyBatchSampler | LiveBatchSampler:
+    """The batch sampler of a strategy; `embed` makes embeddings of rows for a live pool."""
     selection, size = config.selection, config.train.batch_size
     seed = derive_seed(config.train.seed, "sampler")
     if strategy.kind == "random":
@@ -418,6 +434,10 @@ def make_sampler(
             min_seen=selection.min_seen,
             replacement=selection.replacement,
             seed=seed,
+        )
+    if strategy.kind == "live":
+        return LiveBatchSampler(
+            bank, size, embed, pool=selection.live_pool, candidates=strategy.candidates, window=window, seed=seed
         )
     return GreedyBatchSampler(
         bank,
