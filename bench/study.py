@@ -2,6 +2,7 @@
 
     python bench/study.py run                                        all that is missing, hours
     python bench/study.py run long_tail --strategy greedy-64 --seed 3 --again     one cell, beside its random run
+    python bench/study.py overhead                                   what selecting adds to a step, 5 minutes
     python bench/study.py report                                     tables and picture from the CSVs
 
 The forms are bench/study/*.yaml, written before the runs; targets and budgets are theirs. A cell, one strategy with one
@@ -24,7 +25,7 @@ from spectral_kernels.files import replace_file, write_csv
 from spectral_kernels.training.compare import Comparison, RunRecord
 from spectral_kernels.training.config import Config, read_config
 from spectral_kernels.training.data import load
-from spectral_kernels.training.loop import PARTS
+from spectral_kernels.training.loop import PARTS, Run
 from spectral_kernels.training.progress import Progress
 from spectral_kernels.training.report import bootstrap, first_reach, target_accuracy
 
@@ -90,6 +91,66 @@ def run(form: str, strategies: Sequence[str], seeds: Sequence[int], again: bool)
         for record in records:
             if record.strategy in missing:
                 write_csv(cell_path(form, record.strategy, seed), cell_rows(record))
+
+
+OVERHEAD = RESULTS / "overhead.csv"
+OVERHEAD_STRATEGIES = ("random", "pool-balanced", "greedy-4", "greedy-16", "greedy-64")
+# the bank is warm from `WARM` on
+WARM, MEASURED, TURN = 150, 300, 10
+
+
+def overhead() -> None:
+    """Seconds of steps of equal work, strategies in turns of ten steps, next batches chosen in the step or beside it."""
+    config = read_config(FORMS["balanced"])
+    data = load(config.data.name, config.data.root, download=config.data.download)
+    runs = {}
+    for name in OVERHEAD_STRATEGIES:
+        for beside in (False, True):
+            if beside and name == "random":
+                continue
+            selection = replace(config.selection, strategy=name, overlap=beside, min_seen=0.3)
+            train = replace(config.train, steps=WARM + MEASURED + 1, checkpoint_every=WARM + MEASURED + 1)
+            evaluate = replace(config.evaluate, every=WARM + MEASURED + 1)
+            runs[name, beside] = Run(replace(config, selection=selection, train=train, evaluate=evaluate), data)
+    for until in range(TURN, WARM + MEASURED + 1, TURN):
+        for training in runs.values():
+            training.advance(until)
+        if until % 50 == 0:
+            print(f"{until} of {WARM + MEASURED} steps", flush=True)
+    rows = []
+    usual = sum(sum(step[-len(PARTS) :]) for step in runs["random", False].steps[WARM:])
+    for (name, beside), training in runs.items():
+        steps = training.steps[WARM:]
+        seconds = sum(sum(step[-len(PARTS) :]) for step in steps)
+        chosen = sum(step[2] for step in steps)
+        rows.append({
+            "strategy": name, "beside": int(beside), "steps": len(steps), "selected": int(chosen),
+            "threads": torch.get_num_threads(), "ms": round(1e3 * seconds / len(steps), 3),
+            "longer": round(100 * (seconds / usual - 1), 2),
+        })  # fmt: skip
+        print(rows[-1])
+    write_csv(OVERHEAD, rows)
+
+
+def overhead_table() -> str:
+    """What `overhead` measured."""
+    if not OVERHEAD.exists():
+        return "Not run yet.\n"
+    with OVERHEAD.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells = {(row["strategy"], row["beside"]): row for row in rows}
+    lines = [
+        "| strategy | chosen in the step, % longer | chosen while the step before trains, % longer |",
+        "| --- | --- | --- |",
+    ]
+    for name in OVERHEAD_STRATEGIES[1:]:
+        lines.append(f"| {name} | {cells[name, '0']['longer']} | {cells[name, '1']['longer']} |")
+    usual = cells["random", "0"]
+    return (
+        f"{usual['steps']} steps of random batches, {float(usual['ms']):.0f} ms each on {usual['threads']} thread of a machine "
+        "with two cores, against as many of equal work; all in one process, in turns of ten steps "
+        "(`bench/study.py overhead`).\n\n" + "\n".join(lines) + "\n"
+    )
 
 
 @dataclass(frozen=True)
@@ -181,6 +242,7 @@ def markdown() -> str:
             f"{len(config.compare.seeds)} seeds.\n\n"
             f"{table}\n"
         )
+    parts.append(f"### What selecting adds to a step\n\n{overhead_table()}")
     return "\n".join(parts)
 
 
@@ -238,10 +300,11 @@ def main() -> None:
     runner.add_argument("--strategy", action="append", default=[], help="only this one; may be repeated")
     runner.add_argument("--seed", action="append", default=[], type=int, help="only this one; may be repeated")
     runner.add_argument("--again", action="store_true", help="run also what is there, from the start")
+    commands.add_parser("overhead", help="what selecting adds to a step")
     commands.add_parser("report", help="tables and picture from the CSVs")
     arguments = parser.parse_args()
-    if arguments.command == "report":
-        report()
+    if arguments.command != "run":
+        {"report": report, "overhead": overhead}[arguments.command]()
         return
     unknown = sorted(set(arguments.forms) - set(FORMS))
     if unknown:
