@@ -104,6 +104,16 @@ def test_bad_settings_are_named(tmp_path: Path, content: str, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_packaged_configs_go_by_name_and_by_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_config("tiny.yaml") == read_config("tiny")
+    Path("tiny.yaml").write_text("train: {steps: 7}")
+    assert read_config("tiny.yaml").train.steps == 7
+    assert read_config("tiny").train.steps != 7
+    with pytest.raises(FileNotFoundError, match=r"no config 'there/tiny\.yaml'"):
+        read_config("there/tiny.yaml")
+
+
 def test_bad_overrides() -> None:
     with pytest.raises(ValueError, match=r"must look like train\.steps=500, got 'faster'"):
         read_config("tiny", ["faster"])

@@ -326,7 +326,7 @@ def named_configs() -> list[str]:
 
 
 def read_config(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config by the name of one that comes with the package, or from a YAML file.
+    """Read a config by the name of one that comes with the package (with or without ".yaml"), or from a YAML file.
 
     Args:
         overrides: `"train.steps=500"`, values in YAML.
@@ -336,9 +336,10 @@ def read_config(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Conf
         ValueError: no valid YAML, unknown keys (the nearest known one is offered), wrong types, values out
             of range.
     """
-    path = CONFIG_FOLDER / f"{name_or_file}.yaml"
-    if not path.is_file() or str(name_or_file).endswith((".yaml", ".yml")):
-        path = Path(name_or_file)
+    given = Path(name_or_file)
+    packaged = CONFIG_FOLDER / f"{str(name_or_file).removesuffix('.yaml')}.yaml"
+    # "tiny" is the package's, whatever lies in this folder; "tiny.yaml" is a file here first
+    path = given if not packaged.is_file() or (given.suffix == ".yaml" and given.is_file()) else packaged
     if not path.is_file():
         raise FileNotFoundError(
             f"no config {str(name_or_file)!r}: name a YAML file or one of {', '.join(named_configs())}"
