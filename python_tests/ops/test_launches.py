@@ -122,12 +122,13 @@ def test_whitening(n: int, d: int, dtype: torch.dtype, monkeypatch: pytest.Monke
     assert len(records) <= 4
 
 
-def test_greedy_from_a_large_pool() -> None:
+@pytest.mark.parametrize("n", (1000, 4096, 50000))
+def test_greedy(n: int) -> None:
     start, draws = meta(1, 16, dtype=torch.int64), meta(1, 256, 64, dtype=torch.int64)
     for all_rows in (True, False):
         for objective in ("effective_rank", "logdet"):
             with watched() as (records, _):
                 greedy.greedy_select(
-                    meta(1, 50000, D), start, None if all_rows else draws, None, 256, all_rows, objective, None, True
+                    meta(1, n, D), start, None if all_rows else draws, None, 256, all_rows, objective, None, True
                 )
             assert len(records) <= 2

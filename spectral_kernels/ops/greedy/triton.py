@@ -73,6 +73,24 @@ def read_pool_kernel(
 
 
 @triton.jit
+def read_diagonal(gram, valid, squares, free, batch, n, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """What `read_pool_kernel` says of the rows, from the diagonal of their Gram matrix."""
+    for first in range(0, n, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        square = tl.load(gram + rows.to(tl.int64) * (n + 1), mask=rows < n, other=0.0)
+        state = tl.where(square > 0, FREE_SEEN, FREE_UNSEEN)
+        if valid is not None:
+            allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
+            state = tl.where(allowed != 0, state, 0)
+        if NORMALIZE:
+            square = tl.where(square > 0, 1.0, 0.0).to(tl.float64)
+        tl.store(squares + rows, square, mask=rows < n)
+        tl.store(free + rows, state.to(tl.uint8), mask=rows < n)
+    # they are read again by other threads
+    tl.debug_barrier()
+
+
+@triton.jit
 def first_free(listed, count, free, n, BLOCK: tl.constexpr):
     """First of the listed rows that is free and seen; n if none is."""
     place = count
@@ -184,13 +202,15 @@ def best_of_draws(
 
 @triton.jit
 def greedy_kernel(
-    x, start, draws, gram, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
+    x, start, draws, gram, valid, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
     n, d, k, s, m, low, low_rest, high, high_rest,
     ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, WINDOW: tl.constexpr, NORMALIZE: tl.constexpr,
     BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The k steps of one pool. `x` (b, n, d) has its rows as `read_pool_kernel` left them; `vectors` (b, k, d) takes u."""
+    """The k steps of one pool. `x` (b, n, d), `squares` and `free` are as `read_pool_kernel` left them; `vectors` (b, k, d)
+    takes u. With `gram` the last two are made here, of its diagonal and `valid`, and x is not looked at.
+    """
     BLOCK_R: tl.constexpr = TILE // BLOCK_D if TILE > BLOCK_D else 1
     batch = tl.program_id(0).to(tl.int64)
     x += batch * n * d
@@ -208,6 +228,7 @@ def greedy_kernel(
         vectors += batch * k * d
     if gram is not None:
         gram += batch * n * n
+        read_diagonal(gram, valid, squares, free, batch, n, NORMALIZE, BLOCK_L)
     if draws is not None:
         draws += batch * k * m
     columns = tl.arange(0, BLOCK_D)
@@ -245,7 +266,9 @@ def greedy_kernel(
         tl.store(free + pick, tl.full([], 0, dtype=tl.uint8))
         tl.store(indices + step, pick)
         square = tl.load(squares + pick)
-        chosen = tl.load(x + pick * d + columns, mask=columns < d, other=0.0).to(tl.float64)
+        chosen = tl.zeros([BLOCK_D], dtype=tl.float64)
+        if gram is None:
+            chosen = tl.load(x + pick * d + columns, mask=columns < d, other=0.0).to(tl.float64)
         # Σ (x_i·x_pick)² over the picks before, and for log-det A x_pick and q_pick
         overlap = zero
         vector = chosen
@@ -319,22 +342,24 @@ def greedy_select(
     pool, k = dense_rows(pool), int(k)
     b, n, d = pool.shape
     acc = accumulation_dtype(pool.dtype)
-    rows = pool.new_empty(b, n, d, dtype=acc) if normalize else pool.contiguous()
     squares = pool.new_empty(b, n, dtype=torch.float64)
     free = pool.new_empty(b, n, dtype=torch.uint8)
     mask = None if valid is None else valid.contiguous().view(torch.uint8)
-    blocks = -(-n // READ["BLOCK_N"])
-    launch(
-        read_pool_kernel,
-        b * blocks,
-        (pool, mask, rows if normalize else None, squares, free, n, d, blocks, *batch_strides(pool)),
-        {"NORMALIZE": normalize},
-        READ,
-    )
     logdet = objective == "logdet"
     gram = None
     if all_rows and not logdet and _wants_gram(n, k):
-        gram = moments(rows, None, False, False, acc=torch.float64, gram=True).matrix
+        rows = pool
+        gram = moments(pool, None, False, normalize, acc=torch.float64, gram=True).matrix
+    else:
+        rows = pool.new_empty(b, n, d, dtype=acc) if normalize else pool.contiguous()
+        blocks = -(-n // READ["BLOCK_N"])
+        launch(
+            read_pool_kernel,
+            b * blocks,
+            (pool, mask, rows if normalize else None, squares, free, n, d, blocks, *batch_strides(pool)),
+            {"NORMALIZE": normalize},
+            READ,
+        )
     candidates = 1 if draws is None else draws.shape[-1]
     low, high = (0.0, 0.0) if window is None else window
     indices = start.new_empty(b, k)
@@ -343,7 +368,8 @@ def greedy_select(
         greedy_kernel,
         b,
         (
-            rows, start.contiguous(), None if draws is None else draws.contiguous(), gram, squares, free,
+            rows, start.contiguous(), None if draws is None else draws.contiguous(), gram, mask,
+            squares, free,
             pool.new_zeros(b, n, dtype=torch.float64) if all_rows else None,
             pool.new_empty(b, k, d, dtype=torch.float64) if logdet or not all_rows else None,
             None if all_rows else pool.new_empty(b, candidates, dtype=torch.float64),
