@@ -3,8 +3,9 @@
 Both objectives have one skeleton. A pick brings a vector u, and what a row's score needs is Σ (x_j·u)² over the picks:
 u = x_i for order 2; for the log-determinant u_i = A x_i / √(1 + q_i) with A = I/δ − Σ u uᵀ, so that no d x d inverse is kept
 and q_j = ‖x_j‖²/δ − Σ (x_j·u)². With all rows as candidates these sums are kept for every row; for order 2 and pools of up to
-`GRAM_ROWS` rows a step reads one row of a Gram matrix made beforehand on the whole chip, of rows normalised on the way. With m candidates the sums are worked
-out for the draws alone, against the picks so far. Scores are float64 throughout; the rules are those of reference.py.
+`GRAM_ROWS` rows a step reads one row of a Gram matrix made beforehand on the whole chip, of rows normalised on the way. With m
+candidates the sums are worked out for the draws alone, against the picks so far. Scores are float64 throughout; the rules are
+those of reference.py.
 """
 
 import torch
