@@ -62,6 +62,8 @@ using torch::stable::Tensor;
 
 // rows whose lowest stale cost is kept, so that a step does not read all of them
 constexpr int64_t kChunk = 16;
+// features from which on sorting the draws costs less than bringing all of them up to date
+constexpr int64_t kSortedFrom = 64;
 // multiply-adds in a chunk that threads share out: some 5 us
 constexpr int64_t kChunkWork = 250'000;
 
@@ -124,15 +126,24 @@ class Builder {
     int bits = 4;
     while ((int64_t{1} << bits) < 2 * k * m_) ++bits;
     shift_ = 64 - bits;
-    table_.assign(int64_t{1} << bits, {-1, -1});
+    // a small pool has an entry a row
+    const bool small = source_.n <= int64_t{1} << bits;
+    if (small) {
+      slot_of_row_.assign(source_.n, -1);
+    } else {
+      table_.assign(int64_t{1} << bits, {});
+    }
     slot_of_draw_.resize(k * m_);
+    row_of_slot_.reserve(std::min(source_.n, k * m_));
     for (int64_t i = m_; i < k * m_; ++i) {
-      auto& entry = find(draws_[i]);
-      if (entry.first < 0) {
-        entry = {draws_[i], static_cast<int64_t>(row_of_slot_.size())};
+      Entry* const entry = small ? nullptr : &entry_of(draws_[i]);
+      int32_t& slot = small ? slot_of_row_[draws_[i]] : entry->slot;
+      if (slot < 0) {
+        if (entry != nullptr) entry->row = draws_[i];
+        slot = static_cast<int32_t>(row_of_slot_.size());
         row_of_slot_.push_back(draws_[i]);
       }
-      slot_of_draw_[i] = entry.second;
+      slot_of_draw_[i] = slot;
     }
     slots_ = row_of_slot_.size();
     allocate();
@@ -164,13 +175,21 @@ class Builder {
     if (checks_enabled()) bad_row_ = bad.row();
   }
 
-  std::pair<int64_t, int64_t>& find(int64_t row) {
+  struct Entry {
+    int64_t row = -1;
+    int32_t slot = -1;
+  };
+
+  // Where the table has a row, or would have it.
+  Entry& entry_of(int64_t row) {
     const int64_t mask = static_cast<int64_t>(table_.size()) - 1;
-    int64_t at =
-        source_.n <= mask ? row : static_cast<int64_t>(static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u >> shift_);
-    while (table_[at].first >= 0 && table_[at].first != row) at = (at + 1) & mask;
+    int64_t at = static_cast<int64_t>(static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u >> shift_);
+    while (table_[at].row >= 0 && table_[at].row != row) at = (at + 1) & mask;
     return table_[at];
   }
+
+  // The slot of a row, -1 where it is never drawn.
+  int64_t slot_of(int64_t row) { return slot_of_row_.empty() ? entry_of(row).slot : slot_of_row_[row]; }
 
   // ---- steps ----
 
@@ -184,7 +203,8 @@ class Builder {
       }
       return take_lowest();
     }
-    const Candidate best = lazy_ ? best_lazily() : best_of_candidates(kind == Step::kRaise);
+    const bool raise = kind == Step::kRaise;
+    const Candidate best = lazy_ ? best_lazily() : options_.all_rows ? best_of_all(raise) : best_of_draws(raise);
     if (best.slot < 0) return take_lowest();
     take_slot(best.slot, best.row, best.score);
   }
@@ -205,7 +225,7 @@ class Builder {
   // Takes a row of the pool whether it has a slot or not, unless it is taken, masked out, or (`seen`) zero.
   bool take_row(int64_t row, bool seen) {
     if (!source_.allows(row) || is_taken(row)) return false;
-    const int64_t slot = options_.all_rows ? row : find(row).second;
+    const int64_t slot = options_.all_rows ? row : slot_of(row);
     if (slot >= 0) {
       if (seen && !rows_.seen[slot]) return false;
       take_slot(slot, row, current_score(slot));
@@ -336,23 +356,60 @@ class Builder {
 
   // ---- choosing ----
 
-  Candidate best_of_candidates(bool raise) {
+  Candidate best_of_all(bool raise) {
     looked_.clear();
-    if (options_.all_rows) {
-      for (int64_t slot = 0; slot < slots_; ++slot) {
-        if (left_[slot]) looked_.push_back(slot);
-      }
-      scores_.resize(looked_.size());
-      for (size_t i = 0; i < looked_.size(); ++i) scores_[i] = score_[looked_[i]];
-    } else {
-      const int64_t* slots = slot_of_draw_.data() + picked_.steps * m_;
-      for (int64_t c = 0; c < m_; ++c) {
-        if (left_[slots[c]]) looked_.push_back(slots[c]);
-      }
-      scores_.resize(looked_.size());
-      score_rows(looked_.data(), looked_.size(), scores_.data());
+    for (int64_t slot = 0; slot < slots_; ++slot) {
+      if (left_[slot]) looked_.push_back(slot);
     }
+    scores_.resize(looked_.size());
+    for (size_t i = 0; i < looked_.size(); ++i) scores_[i] = score_[looked_[i]];
     return resolve(raise);
+  }
+
+  Candidate best_of_draws(bool raise) {
+    const int64_t* slots = slot_of_draw_.data() + picked_.steps * m_;
+    waiting_.clear();
+    for (int64_t c = 0; c < m_; ++c) {
+      if (left_[slots[c]]) waiting_.push_back(slots[c]);
+    }
+    looked_.clear();
+    scores_.clear();
+    const int64_t count = waiting_.size();
+    const bool ordered = raise && (options_.normalize || options_.logdet);
+    if (!ordered || !stale() || count <= kGreedyRows || rows_.d < kSortedFrom) {
+      look(waiting_.data(), count);
+      return resolve(raise);
+    }
+    // the stale cost of a draw is a lower bound: those that it keeps above the best are not brought up to date
+    const auto lower = [&](int64_t slot) { return preference_.cost(score_[slot], rows_.squares[slot]); };
+    std::nth_element(waiting_.begin(), waiting_.begin() + kGreedyRows, waiting_.end(),
+                     [&](int64_t a, int64_t b) { return lower(a) < lower(b); });
+    double limit = look(waiting_.data(), kGreedyRows);
+    int64_t kept = 0;
+    for (int64_t i = kGreedyRows; i < count; ++i) {
+      if (lower(waiting_[i]) > limit) continue;
+      waiting_[kept++] = waiting_[i];
+      if (kept < kGreedyRows) continue;
+      limit = std::min(limit, look(waiting_.data(), kept));
+      kept = 0;
+    }
+    look(waiting_.data(), kept);
+    return resolve(true);
+  }
+
+  // Brings slots up to date; returns what a row must cost at most to be the best beside them.
+  double look(const int64_t* slots, int64_t count) {
+    const size_t before = looked_.size();
+    looked_.insert(looked_.end(), slots, slots + count);
+    scores_.resize(looked_.size());
+    score_rows(slots, count, scores_.data() + before);
+    double limit = kInfinity;
+    for (int64_t i = 0; i < count; ++i) {
+      const double score = scores_[before + i], square = rows_.squares[slots[i]];
+      const double cost = preference_.cost(score, square);
+      limit = std::min(limit, cost + Preference<T>::tie(cost) + 3 * preference_.error(score, square));
+    }
+    return limit;
   }
 
   void refresh_chunk(int64_t chunk) {
@@ -398,14 +455,9 @@ class Builder {
 
   void evaluate(const int64_t* slots, int64_t count, double& limit) {
     const size_t before = looked_.size();
-    looked_.insert(looked_.end(), slots, slots + count);
-    scores_.resize(looked_.size());
-    score_rows(slots, count, scores_.data() + before);
+    limit = std::min(limit, look(slots, count));
     for (int64_t i = 0; i < count; ++i) {
-      const double score = scores_[before + i], square = rows_.squares[slots[i]];
-      const double cost = preference_.cost(score, square);
-      bound_[slots[i]] = cost;
-      limit = std::min(limit, cost + Preference<T>::tie(cost) + 3 * preference_.error(score, square));
+      bound_[slots[i]] = preference_.cost(scores_[before + i], rows_.squares[slots[i]]);
     }
   }
 
@@ -472,7 +524,8 @@ class Builder {
   std::vector<uint8_t> left_;
   std::vector<std::pair<double, int64_t>> exact_;
 
-  std::vector<std::pair<int64_t, int64_t>> table_;  // row, slot
+  std::vector<int32_t> slot_of_row_;
+  std::vector<Entry> table_;
   int shift_ = 0;
   std::vector<int64_t> row_of_slot_, slot_of_draw_;
   std::vector<int64_t> upto_;                        // full blocks of picks in score_
