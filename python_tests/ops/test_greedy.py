@@ -218,3 +218,18 @@ def test_pool_select_windows() -> None:
     assert abs(rank - (lo + hi) / 2) == pytest.approx(float((free - (lo + hi) / 2).abs().min()), abs=1e-4)
     above = sk.pool_select(pool, 24, draws=12, policy="low", window=(99, 99), generator=generator())
     assert sk.effective_rank(pool[above.indices], order=2).item() == pytest.approx(free[-1].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("objective", ["effective_rank", "logdet"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("d", [64, 130])
+def test_draws_that_stay_stale_could_not_have_won(d: int, normalize: bool, objective: str, dtype: torch.dtype) -> None:
+    """Wide rows on a steep spectrum: within a block of picks the draws change places."""
+    z = (torch.randn(700, d, dtype=torch.float64) * torch.logspace(0, -2, d, dtype=torch.float64)).to(dtype)
+    options = {"candidates": 64, "objective": objective, "normalize": normalize}
+    found = [
+        sk.greedy_select(z, 100, generator=torch.Generator().manual_seed(d), backend=backend, **options).indices
+        for backend in ("cpp", "reference")
+    ]
+    assert torch.equal(*found)
