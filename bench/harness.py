@@ -14,6 +14,11 @@ from typing import Any
 import torch
 
 
+# A turn repeats its call for so many seconds: a single short call would be charged for the caches and page tables that
+# the contender before it left.
+TURN = 0.005
+
+
 @dataclass(frozen=True)
 class Job:
     """One thing to be done, by several contenders on the same data.
@@ -58,10 +63,9 @@ def time_job(job: Job, repeats: int) -> list[Row]:
     times: dict[str, list[float]] = {label: [] for label in job.contenders}
     for _ in range(repeats):
         for label, call in job.contenders.items():
-            time.sleep(job.pause)
-            begin = time.perf_counter()
-            call()
-            times[label].append((time.perf_counter() - begin) * 1e3)
+            if job.pause:
+                time.sleep(job.pause)
+            times[label].append(_turn(call) * 1e3)
     ours = statistics.median(times[next(iter(times))])
     rows = []
     for label, values in times.items():
@@ -69,6 +73,16 @@ def time_job(job: Job, repeats: int) -> list[Row]:
         objective = None if job.objective is None else job.objective(reached[label])
         rows.append(Row(job.name, label, p20, p50, p80, p50 / ours, job.bars.get(label), objective))
     return rows
+
+
+def _turn(call: Callable[[], object]) -> float:
+    """Seconds a call takes: the median of as many as fill a turn."""
+    seconds: list[float] = []
+    while sum(seconds) < TURN:
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

@@ -11,30 +11,6 @@
 namespace spectral_kernels {
 namespace {
 
-/// Writes rows [begin, end) of the upper triangle and their mirror image.
-template <class T>
-void write_covariance(const Moments& moments, int64_t stride, int64_t n, int64_t d, int64_t correction, int64_t begin,
-                      int64_t end, T* out) {
-  const double scale = 1 / static_cast<double>(n - correction), share = 1 / static_cast<double>(n);
-  // in tiles, so that the mirror image is written along whole cache lines too
-  constexpr int64_t tile = 16;
-  for (int64_t j0 = begin; j0 < d; j0 += tile) {
-    const int64_t j1 = std::min(j0 + tile, d);
-    for (int64_t i = begin; i < std::min(end, j1); ++i) {
-      const double column = moments.columns == nullptr ? 0 : moments.columns[i] * share;
-      for (int64_t j = std::max(j0, i); j < j1; ++j) {
-        double value = moments.upper[i * stride + j];
-        if (moments.columns != nullptr) value -= column * moments.columns[j];
-        if (i == j && value < 0) value = 0;
-        out[i * d + j] = static_cast<T>(value * scale);
-      }
-    }
-    for (int64_t j = j0; j < j1; ++j) {
-      for (int64_t i = begin; i < std::min(end, j); ++i) out[j * d + i] = out[i * d + j];
-    }
-  }
-}
-
 std::tuple<Tensor, Tensor> covariance_mean(const Tensor& rows, bool center, bool normalize, int64_t correction) {
   const Tensor z = dense_rows(rows);
   const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
@@ -43,7 +19,9 @@ std::tuple<Tensor, Tensor> covariance_mean(const Tensor& rows, bool center, bool
     using T = decltype(zero);
     ScatterAll<T> scatter(z, center, normalize, "z", 0, b);
     scatter.run([&](int64_t batch, const Moments& moments, const T* shift, int64_t begin, int64_t end) {
-      write_covariance(moments, scatter.stride(), n, d, correction, begin, end, data_of<T>(out) + batch * d * d);
+      kernels<T>().write_symmetric(moments.upper, scatter.stride(), moments.columns, 1 / static_cast<double>(n),
+                                   1 / static_cast<double>(n - correction), d, begin, end,
+                                   data_of<T>(out) + batch * d * d);
       for (int64_t j = begin; j < end; ++j) {
         data_of<T>(mean)[batch * d + j] =
             shift == nullptr

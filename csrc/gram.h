@@ -37,7 +37,6 @@ class Gram {
     rows_.zero();
     panels_ = Buffer<T>(stride_ * d_);
     tile_ = Buffer<T>(round_up(n_, kernels<T>().rows) * stride_);
-    tile_.zero();
   }
 
   bool wide() const { return n_ < d_; }
@@ -57,7 +56,6 @@ class Gram {
 
   void compute(const BatchRows& batch) {
     double total = 0;
-    upper_.zero();
     columns_.zero();
     if (center_) mean_shift<T>(batch.view, n_, shift_.data(), nullptr, nullptr, 0);
     if (wide()) {
@@ -73,7 +71,8 @@ class Gram {
 
  private:
   double sums(const BatchRows& batch, Moments& moments) {
-    scatter_rows<T>(batch.view, 0, n_, shift(), scratch_, moments, stride_, [&](int64_t row) { batch.report(row); });
+    scatter_rows<T>(batch.view, n_, 0, n_, shift(), scratch_, moments, stride_,
+                    [&](int64_t row) { batch.report(row); });
     if (center_) {
       for (int64_t i = 0; i < d_; ++i) {
         const double share = columns_[i] / static_cast<double>(n_);
@@ -95,9 +94,9 @@ class Gram {
       const int64_t end = std::min(fold + kFoldRows, d_);
       for (int64_t p = fold; p < end; p += kReadRows) {
         kernel.scatter(panels_.data() + p * kernel.panel, group, std::min(kReadRows, end - p), 0, n_, 0, n_,
-                       tile_.data(), stride_, Ahead{nullptr, 0});
+                       tile_.data(), stride_, p != fold, Ahead{nullptr, 0});
       }
-      kernel.fold(tile_.data(), stride_, 0, n_, 0, n_, upper_.data(), stride_);
+      kernel.fold(tile_.data(), stride_, 0, n_, 0, n_, upper_.data(), stride_, fold > 0);
     }
     if (center_) center_products();
     return result.squares;

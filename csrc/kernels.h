@@ -68,14 +68,18 @@ struct Kernels {
   /// Panels of the transpose: element (j, i) of the result, for `count` rows of width d that lie plainly.
   void (*transpose)(const T* rows, int64_t stride, int64_t count, int64_t d, T* out, int64_t group);
 
-  /// tile(i, j) += sum over `count` rows x of x[i] x[j], for the columns i in [i0, i1), j in [j0, j1) with i <= j;
-  /// entries with i > j are undefined. i0 and j0 are multiples of panel; tile holds whole panels. Fetches `ahead`
-  /// meanwhile.
+  /// tile(i, j) = (`add`: +=) sum over `count` rows x of x[i] x[j], for the columns i in [i0, i1), j in [j0, j1) with
+  /// i <= j; entries with i > j are undefined. i0 and j0 are multiples of panel; tile holds whole panels and a multiple
+  /// of `rows` rows. Fetches `ahead` meanwhile.
   void (*scatter)(const T* panels, int64_t group, int64_t count, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
-                  T* tile, int64_t stride, Ahead ahead);
-  /// total += tile and tile = 0, over the entries that scatter writes.
-  void (*fold)(T* tile, int64_t stride, int64_t i0, int64_t i1, int64_t j0, int64_t j1, double* total,
-               int64_t total_stride);
+                  T* tile, int64_t stride, bool add, Ahead ahead);
+  /// total = (`add`: +=) tile, over the entries with i <= j.
+  void (*fold)(const T* tile, int64_t stride, int64_t i0, int64_t i1, int64_t j0, int64_t j1, double* total,
+               int64_t total_stride, bool add);
+  /// Rows [begin, end) of a symmetric matrix (d, d) and their mirror image, from its upper triangle: out(i, j) =
+  /// (upper(i, j) - columns[i] columns[j] share) scale, no diagonal below 0. columns may be null.
+  void (*write_symmetric)(const double* upper, int64_t stride, const double* columns, double share, double scale,
+                          int64_t d, int64_t begin, int64_t end, T* out);
   /// c (m, n) = a (m, k) b (k, n), b in panels. m is padded to a multiple of `rows` in a and c, n to whole panels in c.
   void (*multiply)(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t group, int64_t k, int64_t n, T* c,
                    int64_t c_stride);

@@ -129,7 +129,7 @@ void mean_shift(const RowView& view, int64_t n, T* shift, double* squares, BadRo
 /// Mean of a sample of the rows: near enough to the mean that nothing cancels, for a small part of a pass.
 template <class T>
 void sampled_shift(const RowView& view, int64_t n, T* shift) {
-  const int64_t sample = std::min<int64_t>(n, 64), step = n / sample;
+  const int64_t sample = std::min<int64_t>(n, 16), step = n / sample;
   const RowSums sums = sum_rows<T>(view, 0, step, sample, nullptr, nullptr, 0);
   const int64_t width = padded_width<T>(view.d);
   for (int64_t j = 0; j < width; ++j) {

@@ -25,15 +25,23 @@ struct Moments {
   double squares;  // before the shift
 };
 
+/// Elements of a tile that holds all of a narrow matrix.
+template <class T>
+int64_t tile_size(int64_t d) {
+  return round_up(d, kernels<T>().rows) * padded_width<T>(d);
+}
+
+/// Panels of the rows that are read at a time.
+template <class T>
+Buffer<T> read_panels(int64_t n, int64_t d) {
+  return Buffer<T>(std::min(n, kReadRows) * padded_width<T>(d));
+}
+
 template <class T>
 struct ScatterScratch {
   Buffer<T> panels, tile;
 
-  explicit ScatterScratch(int64_t d, int64_t rows)
-      : panels(std::min(rows, kReadRows) * padded_width<T>(d)),
-        tile(round_up(d, kernels<T>().rows) * padded_width<T>(d)) {
-    tile.zero();
-  }
+  explicit ScatterScratch(int64_t d, int64_t rows) : panels(read_panels<T>(rows, d)), tile(tile_size<T>(d)) {}
 };
 
 /// Rows that lie together, as memory to fetch; nothing where they are gathered or far apart.
@@ -44,25 +52,39 @@ inline Ahead rows_ahead(const RowView& view, int64_t begin, int64_t count) {
           ((count - 1) * view.stride + view.d) * bytes};
 }
 
-/// Adds rows [begin, end) of a view to `moments`; report(row) hears of rows with NaN or Inf.
+/// At most kFoldRows rows [begin, end) of a view, in panels of std::min(n, kReadRows) rows: fills the tile, adds to
+/// moments.columns and squares, and fetches on up to row `last`. report(row) hears of rows with NaN or Inf.
 template <class T, class Report>
-void scatter_rows(const RowView& view, int64_t begin, int64_t end, const T* shift, ScatterScratch<T>& scratch,
-                  Moments& moments, int64_t stride, const Report& report) {
+void scatter_tile(const RowView& view, int64_t n, int64_t begin, int64_t end, int64_t last, const T* shift,
+                  Buffer<T>& panels, T* tile, Moments& moments, const Report& report) {
   const Kernels<T>& kernel = kernels<T>();
-  const int64_t d = view.d, width = padded_width<T>(d);
-  const Block block = panels_of<T>(std::min(end - begin, kReadRows));
-  for (int64_t fold = begin; fold < end; fold += kFoldRows) {
-    const int64_t fold_end = std::min(fold + kFoldRows, end);
-    for (int64_t i = fold; i < fold_end; i += kReadRows) {
-      const int64_t count = std::min(kReadRows, fold_end - i);
-      const ReadResult result = kernel.read(view, i, count, shift, scratch.panels.data(), block, nullptr);
+  const Block block = panels_of<T>(std::min(n, kReadRows));
+  for (int64_t i = begin; i < end; i += kReadRows) {
+    const int64_t count = std::min(kReadRows, end - i);
+    // few rows at a time: their sums find them in the first-level cache
+    constexpr int64_t few = 32;
+    for (int64_t r = 0; r < count; r += few) {
+      const int64_t taken = std::min(few, count - r);
+      T* const to = panels.data() + r * block.row;
+      const ReadResult result = kernel.read(view, i + r, taken, shift, to, block, nullptr);
       if (result.bad >= 0) report(result.bad);
       moments.squares += result.squares;
-      if (moments.columns != nullptr) kernel.column_sums(scratch.panels.data(), block, count, d, moments.columns);
-      kernel.scatter(scratch.panels.data(), block.group, count, 0, d, 0, d, scratch.tile.data(), width,
-                     rows_ahead(view, i + count, std::min(kReadRows, end - i - count)));
+      if (moments.columns != nullptr) kernel.column_sums(to, block, taken, view.d, moments.columns);
     }
-    kernel.fold(scratch.tile.data(), width, 0, d, 0, d, moments.upper, stride);
+    kernel.scatter(panels.data(), block.group, count, 0, view.d, 0, view.d, tile, padded_width<T>(view.d), i > begin,
+                   rows_ahead(view, i + count, std::min(kReadRows, last - i - count)));
+  }
+}
+
+/// Rows [begin, end) of a view: fills moments.upper, adds to the other two.
+template <class T, class Report>
+void scatter_rows(const RowView& view, int64_t n, int64_t begin, int64_t end, const T* shift,
+                  ScatterScratch<T>& scratch, Moments& moments, int64_t stride, const Report& report) {
+  for (int64_t fold = begin; fold < end; fold += kFoldRows) {
+    scatter_tile<T>(view, n, fold, std::min(fold + kFoldRows, end), end, shift, scratch.panels, scratch.tile.data(),
+                    moments, report);
+    kernels<T>().fold(scratch.tile.data(), padded_width<T>(view.d), 0, view.d, 0, view.d, moments.upper, stride,
+                      fold > begin);
   }
 }
 
@@ -134,10 +156,9 @@ class ScatterAll {
           for (int64_t batch = task * group; batch < std::min(b_, (task + 1) * group); ++batch) {
             T* const shift = center_ ? scratch.shift.data() : nullptr;
             if (center_) mean_shift<T>(view(batch), n_, shift, nullptr, nullptr, 0);
-            scratch.upper.zero();
             scratch.columns.zero();
             Moments moments{scratch.upper.data(), center_ ? scratch.columns.data() : nullptr, 0};
-            scatter_rows<T>(view(batch), 0, n_, shift, scratch.rows, moments, stride_,
+            scatter_rows<T>(view(batch), n_, 0, n_, shift, scratch.rows, moments, stride_,
                             [&](int64_t row) { report(batch, row); });
             finish(batch, moments, static_cast<const T*>(shift), int64_t{0}, d_);
           }
@@ -169,23 +190,39 @@ class ScatterAll {
   /// One batch in runs of rows, each with sums of its own, which are then added in order.
   template <class Finish>
   void tall(int64_t batch, const Finish& finish) {
-    const int64_t runs = row_runs(n_, d_), area = d_ * stride_;
-    Buffer<double> upper(runs * area), columns(runs * d_), squares(runs);
+    const int64_t runs = row_runs(n_, d_), area = d_ * stride_, tile = tile_size<T>(d_);
+    // sums of short runs are left in T, which is half the memory to go through
+    const bool shorts = ceil_div(n_, runs) <= kFoldRows;
+    Buffer<T> tiles(shorts ? runs * tile : 0);
+    Buffer<double> upper(shorts ? area : runs * area), columns(runs * d_), squares(runs);
     Buffer<T> shift(stride_);
     if (center_) sampled_shift<T>(view(batch), n_, shift.data());
     T* const by = center_ ? shift.data() : nullptr;
     Moments moments{upper.data(), center_ ? columns.data() : nullptr, 0};
     for (int pass = 0; pass < 2; ++pass) {
       columns.zero();
-      parallel_tasks(
-          runs, [&] { return ScatterScratch<T>(d_, n_); },
-          [&](int64_t run, ScatterScratch<T>& scratch) {
-            Moments part{upper.data() + run * area, center_ ? columns.data() + run * d_ : nullptr, 0};
-            std::fill_n(part.upper, area, 0.0);
-            scatter_rows<T>(view(batch), n_ * run / runs, n_ * (run + 1) / runs, by, scratch, part, stride_,
-                            [&](int64_t row) { report(batch, row); });
-            squares[run] = part.squares;
-          });
+      const auto share = [&](int64_t run, const auto& scatter) {
+        Moments part{shorts ? nullptr : upper.data() + run * area, center_ ? columns.data() + run * d_ : nullptr, 0};
+        scatter(n_ * run / runs, n_ * (run + 1) / runs, part, [&](int64_t row) { report(batch, row); });
+        squares[run] = part.squares;
+      };
+      if (shorts) {
+        parallel_tasks(
+            runs, [&] { return read_panels<T>(n_, d_); },
+            [&](int64_t run, Buffer<T>& panels) {
+              share(run, [&](int64_t begin, int64_t end, Moments& part, const auto& bad) {
+                scatter_tile<T>(view(batch), n_, begin, end, end, by, panels, tiles.data() + run * tile, part, bad);
+              });
+            });
+      } else {
+        parallel_tasks(
+            runs, [&] { return ScatterScratch<T>(d_, n_); },
+            [&](int64_t run, ScatterScratch<T>& scratch) {
+              share(run, [&](int64_t begin, int64_t end, Moments& part, const auto& bad) {
+                scatter_rows<T>(view(batch), n_, begin, end, by, scratch, part, stride_, bad);
+              });
+            });
+      }
       raise();
       moments.squares = 0;
       for (int64_t run = 0; run < runs; ++run) {
@@ -195,11 +232,13 @@ class ScatterAll {
       }
       const int64_t slices = std::min<int64_t>(16, ceil_div(area * runs, 131072));
       parallel_tasks(slices, [&](int64_t slice) {
-        for (int64_t run = 1; run < runs; ++run) {
-          for (int64_t i = d_ * slice / slices; i < d_ * (slice + 1) / slices; ++i) {
-            double* const to = upper.data() + i * stride_;
-            const double* const from = to + run * area;
-            for (int64_t j = i; j < d_; ++j) to[j] += from[j];
+        const int64_t i0 = d_ * slice / slices, i1 = d_ * (slice + 1) / slices;
+        double* const to = upper.data() + i0 * stride_;
+        for (int64_t run = shorts ? 0 : 1; run < runs; ++run) {
+          if (shorts) {
+            kernels<T>().fold(tiles.data() + run * tile + i0 * stride_, stride_, i0, i1, 0, d_, to, stride_, run > 0);
+          } else {
+            kernels<double>().fold(to + run * area, stride_, i0, i1, 0, d_, to, stride_, true);
           }
         }
       });
@@ -222,7 +261,6 @@ class ScatterAll {
     T* const by = center_ ? shift.data() : nullptr;
     Moments moments{upper.data(), center_ ? columns.data() : nullptr, 0};
     for (int pass = 0; pass < 2; ++pass) {
-      upper.zero();
       columns.zero();
       moments.squares = 0;
       for (int64_t begin = 0; begin < n_; begin += rows) {
@@ -242,7 +280,7 @@ class ScatterAll {
           for (int64_t j = 0; j < d_; ++j) columns[j] += piece_columns[piece * d_ + j];
         }
         parallel_tasks(
-            tiles * (tiles + 1) / 2, [&] { return zeroed(kTile * kTile); },
+            tiles * (tiles + 1) / 2, [&] { return Buffer<T>(kTile * kTile); },
             [&](int64_t task, Buffer<T>& tile) {
               int64_t column = 0, first = 0;
               while (first + column + 1 <= task) first += ++column;
@@ -250,20 +288,14 @@ class ScatterAll {
               const int64_t i1 = std::min(i0 + kTile, d_), j1 = std::min(j0 + kTile, d_);
               for (int64_t row = 0; row < end - begin; row += kReadRows) {
                 kernel.scatter(panels.data() + row * block.row, block.group, std::min(kReadRows, end - begin - row), i0,
-                               i1, j0, j1, tile.data(), kTile, Ahead{nullptr, 0});
+                               i1, j0, j1, tile.data(), kTile, row > 0, Ahead{nullptr, 0});
               }
-              kernel.fold(tile.data(), kTile, i0, i1, j0, j1, upper.data() + i0 * stride_ + j0, stride_);
+              kernel.fold(tile.data(), kTile, i0, i1, j0, j1, upper.data() + i0 * stride_ + j0, stride_, begin > 0);
             });
       }
       if (pass == 1 || !center_ || !move_shift(moments, shift.data())) break;
     }
     finish_rows(batch, moments, by, finish);
-  }
-
-  static Buffer<T> zeroed(int64_t size) {
-    Buffer<T> buffer(size);
-    buffer.zero();
-    return buffer;
   }
 
   static constexpr int64_t kTile = 256;

@@ -125,9 +125,9 @@ def forced_backend(backend: str | None = None) -> str | None:
     if backend is not None:
         return _check_name(backend)
     inner = _forced.backend
-    if inner is not None:
-        return None if inner == "auto" else inner
-    return _FROM_ENVIRONMENT
+    if inner is None:
+        return _FROM_ENVIRONMENT
+    return None if inner == "auto" else inner
 
 
 def choose(
@@ -153,9 +153,10 @@ def choose(
         if reason is not None:
             raise BackendError(f"backend {forced!r} cannot run {op}: {reason}")
         return forced
+    if device.type == "cpu":
+        return "cpp" if CPP_ERROR is None and "cpp" in OPS[op] else "reference"
     if device.type == "cuda" and why_unavailable("cuda", op, "cuda") is None:
         fit = cuda()
         if fit.reason is None and fit.faster:
             return "cuda"
-    order = ("triton", "reference") if device.type == "cuda" else ("cpp", "reference")
-    return next(name for name in order if why_unavailable(name, op, device.type) is None)
+    return "triton" if why_unavailable("triton", op, device.type) is None else "reference"

@@ -1,12 +1,14 @@
 """Argument checks: one clear error that names the argument and the value."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# made once: `int | torch.SymInt` would be put together at each call
+_INTEGERS = (int, torch.SymInt)
 
 _enabled = True
 
@@ -33,10 +35,11 @@ def floating(z: Tensor, name: str, ndim: int | None = None) -> Tensor:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
     if ndim is not None and z.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(z.shape)}")
-    if z.ndim < 2:
-        raise ValueError(f"{name} must have shape (..., n, d), got shape {tuple(z.shape)}")
-    if z.shape[-1] < 1 or z.shape[-2] < 1:
-        raise ValueError(f"{name} is empty: shape {tuple(z.shape)}")
+    shape = z.shape
+    if len(shape) < 2:
+        raise ValueError(f"{name} must have shape (..., n, d), got shape {tuple(shape)}")
+    if shape[-1] < 1 or shape[-2] < 1:
+        raise ValueError(f"{name} is empty: shape {tuple(shape)}")
     return z
 
 
@@ -67,7 +70,7 @@ def row_indices(indices: Tensor, name: str, rows: int, ndim: int) -> Tensor:
 
 def integer(value: int, name: str, low: int, high: int | None = None) -> int:
     """A whole number of at least `low` (at most `high`)."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         raise ValueError(f"{name} must be an integer, got {value!r}")
     if value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
@@ -82,9 +85,8 @@ def positive(value: float, name: str) -> float:
     return float(value)
 
 
-def one_of(value: str, name: str, choices: Iterable[str]) -> str:
+def one_of(value: str, name: str, choices: Collection[str]) -> str:
     """One of the names in `choices`."""
-    choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return value

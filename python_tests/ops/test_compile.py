@@ -1,10 +1,13 @@
 """torch.compile without a graph break, shapes dynamic; autocast; no_grad."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral_kernels as sk
 
@@ -77,3 +80,24 @@ def test_autocast_changes_nothing(name: str) -> None:
     torch.testing.assert_close(inside, z.grad, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(CALLS[name](z), expected)
+
+
+def test_a_dispatch_mode_sees_the_op_that_eager_code_goes_around() -> None:
+    class Seen(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    z = torch.randn(16, 4)
+    with Seen() as seen:
+        inside = sk.covariance(z)
+    assert "spectral_kernels.covariance.default" in seen.names
+    assert torch.equal(inside, sk.covariance(z))
+    with FakeTensorMode() as mode:
+        assert sk.covariance(mode.from_tensor(z)).shape == (4, 4)

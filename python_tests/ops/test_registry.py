@@ -9,7 +9,7 @@ from registry import CASES, Case
 from torch import Tensor
 
 from spectral_kernels import backends
-from spectral_kernels.library import op
+from spectral_kernels.library import op, overload
 
 BACKENDS = ("reference", "cpp", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -121,7 +121,7 @@ def test_opcheck(case: Case, backend: str) -> None:
     arguments = list(case.arguments(rows((2, 6, 4), torch.float32, "strided")))
     for position in case.gradients:
         arguments[position] = arguments[position].clone().requires_grad_()
-    torch.library.opcheck(op(case.op), (*arguments, backend))
+    torch.library.opcheck(overload(case.op), (*arguments, backend))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.gradients], ids=str)
