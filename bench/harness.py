@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-
 # A turn repeats its call for so many seconds: a single short call would be charged for the caches and page tables that
 # the contender before it left.
 TURN = 0.005

@@ -32,19 +32,19 @@ struct Term {
   const T* right = nullptr;  // panels (d, d)
   Triangle triangle = Triangle::kWhole;
 
-  /// c = a right for `m` padded rows of `width`; zeros of a triangle are left out, panel by panel.
-  void multiply(const T* a, int64_t m, int64_t width, T* c) const {
+  /// c = (`add`: +=) a right for `m` padded rows of `width`; zeros of a triangle are left out, panel by panel.
+  void multiply(const T* a, int64_t m, int64_t width, T* c, bool add) const {
     const Kernels<T>& kernel = kernels<T>();
     const int64_t d = view.d, panel = kernel.panel;
     if (triangle == Triangle::kWhole) {
-      kernel.multiply(a, width, m, right, d * panel, d, d, c, width);
+      kernel.multiply(a, width, m, right, d * panel, d, d, c, width, add);
       return;
     }
     for (int64_t j = 0; j < d; j += panel) {
       const int64_t begin = triangle == Triangle::kLower ? j : 0;
       const int64_t end = triangle == Triangle::kLower ? d : std::min(d, j + panel);
       kernel.multiply(a + begin, width, m, right + j * d + begin * panel, d * panel, end - begin,
-                      std::min(panel, d - j), c + j, width);
+                      std::min(panel, d - j), c + j, width, add);
     }
   }
 };
@@ -72,11 +72,10 @@ struct Apply {
   int64_t width() const { return padded_width<T>(terms[0].view.d); }
 
   struct Scratch {
-    Buffer<T> rows, product, sum, inverse_norms;
+    Buffer<T> rows, sum, inverse_norms;
     Buffer<double> squares;
 
-    Scratch(int64_t run, int64_t width)
-        : rows(run * width), product(run * width), sum(run * width), inverse_norms(run), squares(run) {
+    Scratch(int64_t run, int64_t width) : rows(run * width), sum(run * width), inverse_norms(run), squares(run) {
       // a product takes whole groups of rows
       rows.zero();
     }
@@ -95,11 +94,7 @@ struct Apply {
       const ReadResult result =
           kernel.read(term.view, begin, count, term.shift, scratch.rows.data(), block, scratch.inverse_norms.data());
       if (result.bad >= 0 && bad != nullptr) bad->report(bad_offset + result.bad);
-      T* const to = t + 1 == terms.size() ? scratch.sum.data() : scratch.product.data();
-      term.multiply(scratch.rows.data(), padded, w, to);
-      if (t + 1 != terms.size()) {
-        for (int64_t i = 0; i < count * w; ++i) scratch.sum[i] += scratch.product[i];
-      }
+      term.multiply(scratch.rows.data(), padded, w, scratch.sum.data(), t + 1 < terms.size());
     }
     if (quartic != 0) {
       kernel.row_squares(scratch.rows.data(), block, count, d, scratch.squares.data());

@@ -127,7 +127,7 @@ void wide_backward(const BatchRows& batch, Gram<T>& gram, const Rank2& rank, dou
     }
   }
   to_panels<T>(n, d, right.data(), [&](int64_t i, int64_t j) { return gram.rows()[i * width + j]; });
-  kernel.multiply(left.data(), n, padded, right.data(), n * kernel.panel, n, d, dx.data(), width);
+  kernel.multiply(left.data(), n, padded, right.data(), n * kernel.panel, n, d, dx.data(), width, false);
   if (gram.shift() != nullptr) {
     kernel.weighted_sum(gram.rows(), plain_rows<T>(width), n, d, means.data(), offset.data());
     kernel.subtract(dx.data(), width, n, d, padded_copy<T>(offset).data());

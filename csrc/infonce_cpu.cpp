@@ -110,7 +110,7 @@ LogitBlock<T> logits(const UnitRows<T>& anchors, int64_t row, int64_t rows, cons
   const int64_t group = others.group_of_transposed();
   kernel.multiply(anchors.row(row), anchors.width, round_up(rows, kernel.rows),
                   others.transposed.data() + column / kernel.panel * group, group, anchors.d, columns, similarity,
-                  stride);
+                  stride, false);
   return {
       similarity,      stride, rows, columns, row, column, inverse_temperature, {negatives.skip[0], negatives.skip[1]},
       negatives.period};
@@ -238,12 +238,9 @@ class StripGradient {
   void anchors(int64_t row, int64_t rows, const T* weight, const T* lse, const Each& each) {
     const Kernels<T>& kernel = kernels<T>();
     parallel_tasks(
-        ceil_div(rows, kAnchors),
-        [&] { return std::array{Buffer<T>(kAnchors * u_.width), Buffer<T>(kAnchors * u_.width)}; },
-        [&](int64_t task, std::array<Buffer<T>, 2>& scratch) {
+        ceil_div(rows, kAnchors), [&] { return Buffer<T>(kAnchors * u_.width); },
+        [&](int64_t task, Buffer<T>& sum) {
           const int64_t first = task * kAnchors, count = std::min(kAnchors, rows - first);
-          T* const sum = scratch[0].data();
-          scratch[0].zero();
           for (int64_t column = 0; column < v_.n; column += kOthers) {
             const int64_t columns = std::min(kOthers, v_.n - column);
             T* const weights = weights_.data() + first * stride_ + column;
@@ -251,8 +248,7 @@ class StripGradient {
                 logits<T>(u_, row + first, count, v_, column, columns, inverse_, negatives_, weights, stride_);
             kernel.softmax(block, weight + row + first, lse + row + first, nullptr, nullptr);
             kernel.multiply(weights, stride_, round_up(count, kernel.rows), v_.block(column), kOthers * kernel.panel,
-                            columns, u_.d, scratch[1].data(), u_.width);
-            for (int64_t i = 0; i < count * u_.width; ++i) sum[i] += scratch[1][i];
+                            columns, u_.d, sum.data(), u_.width, column > 0);
           }
           // the anchors as the other product's right operand
           for (int64_t j = 0; j < u_.width; j += kernel.panel) {
@@ -261,7 +257,7 @@ class StripGradient {
                           panels_.data() + j * strip_ + (first + i) * kernel.panel);
             }
           }
-          each(row + first, count, sum);
+          each(row + first, count, sum.data());
         });
   }
 
@@ -270,7 +266,7 @@ class StripGradient {
     parallel_tasks(ceil_div(v_.n, kAnchors), [&](int64_t task) {
       const int64_t first = task * kAnchors, count = std::min(kAnchors, v_.n - first);
       kernel.multiply_transposed(weights_.data() + first, stride_, rows, round_up(count, kernel.rows), panels_.data(),
-                                 strip_ * kernel.panel, u_.d, dothers_.data() + first * v_.width, v_.width);
+                                 strip_ * kernel.panel, u_.d, dothers_.data() + first * v_.width, v_.width, true);
     });
   }
 
@@ -378,16 +374,12 @@ std::tuple<Tensor, Tensor> nt_xent_backward(const Tensor& grad_, const Tensor& z
     log.zero();
     std::copy_n(data_of<T>(lse), n, log.data());
     struct Scratch {
-      Buffer<T> similarity, sum, part;
+      Buffer<T> similarity, sum;
     };
     parallel_tasks(
-        ceil_div(n, kAnchors),
-        [&] {
-          return Scratch{Buffer<T>(kAnchors * kOthers), Buffer<T>(kAnchors * x.width), Buffer<T>(kAnchors * x.width)};
-        },
+        ceil_div(n, kAnchors), [&] { return Scratch{Buffer<T>(kAnchors * kOthers), Buffer<T>(kAnchors * x.width)}; },
         [&](int64_t task, Scratch& scratch) {
           const int64_t row = task * kAnchors, rows = std::min(kAnchors, n - row);
-          scratch.sum.zero();
           for (int64_t column = 0; column < n; column += kOthers) {
             const int64_t columns = std::min(kOthers, n - column);
             const LogitBlock<T> block = logits<T>(x, row, rows, x, column, columns, static_cast<T>(1 / temperature),
@@ -395,8 +387,7 @@ std::tuple<Tensor, Tensor> nt_xent_backward(const Tensor& grad_, const Tensor& z
             kernel.softmax(block, weights[0].data() + row, log.data() + row, weights[0].data() + column,
                            log.data() + column);
             kernel.multiply(scratch.similarity.data(), kOthers, round_up(rows, kernel.rows), x.block(column),
-                            kOthers * kernel.panel, columns, d, scratch.part.data(), x.width);
-            for (int64_t i = 0; i < rows * x.width; ++i) scratch.sum[i] += scratch.part[i];
+                            kOthers * kernel.panel, columns, d, scratch.sum.data(), x.width, column > 0);
           }
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t other = (row + r + b) % n;
@@ -424,34 +415,32 @@ Tensor grad_norms(const UnitRows<T>& anchors, const UnitRows<T>& others, double 
   const int64_t n = anchors.n, d = anchors.d, width = anchors.width;
   const Tensor out = make_tensor({n}, type);
   struct Scratch {
-    Buffer<T> similarity, peak, rescale, sum, part;
+    Buffer<T> similarity, peak, rescale, sum;
     Buffer<double> mass;
   };
   const double inverse = 1 / temperature;
   parallel_tasks(
       ceil_div(n, kAnchors),
       [&] {
-        return Scratch{Buffer<T>(kAnchors * kOthers), Buffer<T>(kAnchors),         Buffer<T>(kAnchors),
-                       Buffer<T>(kAnchors * width),   Buffer<T>(kAnchors * width), Buffer<double>(kAnchors)};
+        return Scratch{Buffer<T>(kAnchors * kOthers), Buffer<T>(kAnchors), Buffer<T>(kAnchors),
+                       Buffer<T>(kAnchors * width), Buffer<double>(kAnchors)};
       },
       [&](int64_t task, Scratch& scratch) {
         const int64_t row = task * kAnchors, rows = std::min(kAnchors, n - row);
         std::fill_n(scratch.peak.data(), kAnchors, -std::numeric_limits<T>::infinity());
         scratch.mass.zero();
-        scratch.sum.zero();
         for (int64_t column = 0; column < others.n; column += kOthers) {
           const int64_t columns = std::min(kOthers, others.n - column);
           const LogitBlock<T> block = logits<T>(anchors, row, rows, others, column, columns, static_cast<T>(inverse),
                                                 negatives, scratch.similarity.data(), kOthers);
           kernel.flash_weights(block, scratch.peak.data(), scratch.mass.data(), scratch.rescale.data());
-          kernel.multiply(scratch.similarity.data(), kOthers, round_up(rows, kernel.rows), others.block(column),
-                          kOthers * kernel.panel, columns, d, scratch.part.data(), width);
-          for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t r = 0; column > 0 && r < rows; ++r) {
             const T by = scratch.rescale[r];
-            T* const to = scratch.sum.data() + r * width;
-            const T* const from = scratch.part.data() + r * width;
-            for (int64_t j = 0; j < width; ++j) to[j] = to[j] * by + from[j];
+            if (by == 1) continue;
+            for (int64_t j = 0; j < width; ++j) scratch.sum[r * width + j] *= by;
           }
+          kernel.multiply(scratch.similarity.data(), kOthers, round_up(rows, kernel.rows), others.block(column),
+                          kOthers * kernel.panel, columns, d, scratch.sum.data(), width, column > 0);
         }
         for (int64_t r = 0; r < rows; ++r) {
           const T* const positive = own(row + r);

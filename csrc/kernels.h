@@ -80,17 +80,20 @@ struct Kernels {
   /// (upper(i, j) - columns[i] columns[j] share) scale, no diagonal below 0. columns may be null.
   void (*write_symmetric)(const double* upper, int64_t stride, const double* columns, double share, double scale,
                           int64_t d, int64_t begin, int64_t end, T* out);
-  /// c (m, n) = a (m, k) b (k, n), b in panels. m is padded to a multiple of `rows` in a and c, n to whole panels in c.
+  /// c (m, n) = (`add`: +=) a (m, k) b (k, n), b in panels. m is padded to a multiple of `rows` in a and c, n to whole
+  /// panels in c.
   void (*multiply)(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t group, int64_t k, int64_t n, T* c,
-                   int64_t c_stride);
-  /// c (m, n) += a^T (m, k) b (k, n), a (k, m) with m padded to a multiple of `rows`.
+                   int64_t c_stride, bool add);
+  /// c (m, n) = (`add`: +=) a^T (m, k) b (k, n), a (k, m) with m padded to a multiple of `rows`.
   void (*multiply_transposed)(const T* a, int64_t a_stride, int64_t k, int64_t m, const T* b, int64_t group, int64_t n,
-                              T* c, int64_t c_stride);
+                              T* c, int64_t c_stride, bool add);
 
   /// Through the normalisation: row = (row - unit (unit . row)) * inverse_norm, with unit = centred + shift (or
   /// centred).
   void (*tangent)(T* rows, int64_t stride, const T* centred, int64_t centred_stride, const T* shift, int64_t count,
                   int64_t d, const T* inverse_norms);
+  /// rows += scale other, both plain, of `count` rows and `stride`.
+  void (*add_scaled)(T* rows, const T* other, int64_t stride, int64_t count, T scale);
   /// row -= offset (d values padded to whole panels).
   void (*subtract)(T* rows, int64_t stride, int64_t count, int64_t d, const T* offset);
   /// Writes plain rows in the element type of `out`.

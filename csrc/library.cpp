@@ -71,9 +71,14 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
       " -> Tensor");
   m.def("whiten_apply(Tensor z, Tensor mean, Tensor matrix, bool lower) -> Tensor");
   m.def(
-      "whiten_apply_backward(Tensor grad, Tensor z, Tensor mean, Tensor matrix, Tensor dcovariance, bool center,"
-      " bool lower) -> Tensor");
-  m.def("cross_moment(Tensor left, Tensor z, Tensor mean) -> Tensor");
+      "whiten_apply_backward(Tensor grad, Tensor z, Tensor grad_mean, Tensor mean, Tensor matrix, Tensor outer,"
+      " Tensor offset) -> Tensor");
+  m.def(
+      "whiten_cholesky_backward(Tensor grad, Tensor y, Tensor z, Tensor grad_mean, Tensor y_mean, Tensor mean,"
+      " Tensor matrix, Tensor inner, Tensor scale) -> Tensor");
+  m.def(
+      "cross_moment(Tensor left, Tensor right, Tensor? shift, bool center, bool upper)"
+      " -> (Tensor, Tensor, Tensor)");
   m.def("info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)");
   m.def(
       "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse,"

@@ -94,9 +94,11 @@ def _nt_xent_backward(z: Tensor) -> tuple[Any, ...]:
 
 def _whiten_backward(z: Tensor, method: str, center: bool) -> tuple[Any, ...]:
     options = (method, 0.05, center)
-    _, *statistics = whitening.whiten(z.double(), *options)
+    y, *statistics = whitening.whiten(z.double(), *options)
     wide = accumulation_dtype(z.dtype)
-    return _noise(tuple(z.shape), z).to(z.dtype), z, *(part.to(wide) for part in statistics), *options
+    # C++ makes the result again where it is not given
+    given = y.to(z.dtype) if method == "cholesky" else None
+    return _noise(tuple(z.shape), z).to(z.dtype), z, *(part.to(wide) for part in statistics), *options, given
 
 
 def _greedy(z: Tensor, all_rows: bool, objective: str, window: list[float] | None, normalize: bool) -> tuple[Any, ...]:

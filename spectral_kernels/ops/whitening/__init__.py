@@ -32,7 +32,7 @@ define(
 )
 define(
     "whiten_backward(Tensor grad, Tensor z, Tensor mean, Tensor covariance, Tensor matrix, "
-    "str method, float shrinkage, bool center) -> Tensor",
+    "str method, float shrinkage, bool center, Tensor? y) -> Tensor",
     room="whitening",
     fake=lambda grad, z, *_: z.new_empty(z.shape),
     cpp="composed",
@@ -41,13 +41,16 @@ define(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z, *ctx.options = inputs
-    ctx.save_for_backward(z, *output[1:])
+    z, *ctx.options, ctx.backend = inputs
+    # C++ makes half of the gradient from the result
+    ctx.save_for_backward(z, *output[1:], output[0] if ctx.backend == "cpp" else None)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return op("whiten_backward")(grad, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
+    z, mean, covariance, matrix, y = ctx.saved_tensors
+    dz = op("whiten_backward")(grad, z, mean, covariance, matrix, *ctx.options, y, ctx.backend)
+    return dz, *[None] * (len(ctx.options) + 1)
 
 
 differentiate("whiten", save=_save, backward=_backward)

@@ -1,4 +1,4 @@
-"""Whitening on the CPU: covariance and the products with rows in C++, the d x d work by torch in float64 (reference.py)."""
+"""Whitening on the CPU: covariance and the products with rows in C++, the d x d work by torch in float64."""
 
 import torch
 from torch import Tensor
@@ -22,9 +22,40 @@ def whiten_backward(
     method: str,
     shrinkage: float,
     center: bool,
+    y: Tensor | None = None,
 ) -> Tensor:
+    if method == "cholesky":
+        return _cholesky_backward(grad, z, mean, matrix, shrinkage, center, y)
     kernels = torch.ops.spectral_kernels_cpp
-    dmatrix = kernels.cross_moment(grad, z, mean)
-    dcovariance = whitening_matrix_backward(dmatrix, covariance, matrix, method, shrinkage).to(mean.dtype)
-    result: Tensor = kernels.whiten_apply_backward(grad, z, mean, matrix, dcovariance, center, method == "cholesky")
+    dmatrix, grad_mean, rest = kernels.cross_moment(grad, z, mean, center, False)
+    outer = 2 / z.shape[-2] * whitening_matrix_backward(dmatrix, covariance, matrix, method, shrinkage)
+    # what the rounding of the mean leaves of it
+    offset = rest.double().unsqueeze(-2) @ outer
+    result: Tensor = kernels.whiten_apply_backward(
+        grad, z, grad_mean, mean, matrix, outer.to(mean.dtype), offset.squeeze(-2).to(mean.dtype)
+    )
+    return result
+
+
+def _cholesky_backward(
+    grad: Tensor, z: Tensor, mean: Tensor, matrix: Tensor, shrinkage: float, center: bool, y: Tensor | None
+) -> Tensor:
+    """dx = gW + (2/n) x dC in terms of y = xWᵀ.
+
+    dC is (1 − ε) times the symmetric part of WᵀΦW, Φ = −tril(gᵀy) with half its diagonal, and ε times the mean t of that
+    part's diagonal on its own. With x = yW⁻ᵀ then dx = (g + (1 − ε)/n y (Φ + Φᵀ)) W + (2ε/n) t x: half of gᵀy is enough,
+    and no d x d matrices are multiplied but for t.
+    """
+    kernels = torch.ops.spectral_kernels_cpp
+    if y is None:
+        y = kernels.whiten_apply(z, mean, matrix, True)
+    upper, y_mean, grad_mean = kernels.cross_moment(y, grad, None, center, True)
+    n, d = z.shape[-2:]
+    w, phi = matrix.double(), upper.double()
+    phi = -(phi + phi.triu(1).mT)
+    trace = 0.5 * (phi * (w @ w.mT)).sum((-2, -1))
+    inner, scale = (1 - shrinkage) / n * phi, 2 * shrinkage / (n * d) * trace
+    result: Tensor = kernels.whiten_cholesky_backward(
+        grad, y, z, grad_mean, y_mean, mean, matrix, inner.to(mean.dtype), scale.to(mean.dtype)
+    )
     return result

@@ -125,6 +125,7 @@ def whiten_backward(
     method: str,
     shrinkage: float,
     center: bool,
+    y: Tensor | None = None,
 ) -> Tensor:
     x = z.to(mean.dtype) - mean.unsqueeze(-2)
     g = grad.to(mean.dtype)

@@ -167,6 +167,7 @@ def whiten_backward(
     method: str,
     shrinkage: float,
     center: bool,
+    y: Tensor | None = None,
 ) -> Tensor:
     z, grad = dense_rows(z), dense_rows(grad)
     mean, covariance, matrix = mean.contiguous(), covariance.contiguous(), matrix.contiguous()
