@@ -16,7 +16,7 @@ from torch import Tensor
 
 import spectral_kernels as sk
 
-PAUSE = 0.05  # OpenBLAS's threads spin for some 20 ms after a product
+PAUSE = 0.3  # OpenBLAS's threads spin for some 0.1 s after a product
 
 
 def rank_of(pool: Tensor) -> Callable[[Any], float]:

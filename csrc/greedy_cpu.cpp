@@ -87,7 +87,7 @@ class Builder {
         picked_(options, source.d, indices),
         preference_(picked_),
         lazy_(options.all_rows && !options.window && (options.normalize || options.logdet)),
-        team_(2 * options.k + 2) {}
+        team_(4 * options.k + 2) {}
 
   const Picked<T>& picked() const { return picked_; }
 
@@ -115,9 +115,9 @@ class Builder {
     read_rows([](int64_t slot) { return slot; });
     for (int64_t i = 0; i < slots_; ++i) left_[i] = rows_.seen[i] && source_.allows(i);
     if (!lazy_) return;
-    bound_.resize(slots_);
     lowest_.resize((slots_ + kChunk - 1) / kChunk);
-    refresh_bounds();
+    bound_.assign(lowest_.size() * kChunk, kInfinity);
+    refresh_bounds(0, slots_);
   }
 
   // Rows get slots in the order of their first draw.
@@ -254,14 +254,12 @@ class Builder {
     // the first block's stale scores are all 0 and hold nothing back
     if (options_.all_rows && (!lazy_ || picked_.steps <= kGreedyBlock)) {
       update_by_newest();
-      if (lazy_) refresh_bounds();
     } else if (picked_.in_block() == 0) {
       if (options_.all_rows) {
         update_by_block();
       } else {
         update_drawn();
       }
-      if (lazy_) refresh_bounds();
     }
   }
 
@@ -287,7 +285,7 @@ class Builder {
     return picked_.in_block() != 0;
   }
 
-  double current_score(int64_t slot) const {
+  double current_score(int64_t slot) {
     // a slot that is drawn no more is not kept up to date
     if (!options_.all_rows) return picked_.exact_score(rows_.row(slot));
     double score;
@@ -296,14 +294,25 @@ class Builder {
   }
 
   void update_by_block() {
-    const int64_t groups = (slots_ + kGreedyRows - 1) / kGreedyRows, newest = picked_.full_blocks() - 1;
-    team_.for_each(groups, chunk_of(rows_.d * kGreedyBlock * kGreedyRows), [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
+    const int64_t newest = picked_.full_blocks() - 1;
+    for_each_chunk(rows_.d * kGreedyBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin; first < end; first += kGreedyRows) {
         int64_t slots[kGreedyRows];
-        const int64_t first = group * kGreedyRows, count = std::min(kGreedyRows, slots_ - first);
+        const int64_t count = std::min(kGreedyRows, end - first);
         for (int64_t i = 0; i < count; ++i) slots[i] = first + i;
         add_blocks(slots, count, newest, newest + 1);
       }
+    });
+  }
+
+  // body(begin, end) over all slots in whole chunks, and then their bounds; `work` is a slot's.
+  template <typename Body>
+  void for_each_chunk(int64_t work, const Body& body) {
+    const int64_t chunks = (slots_ + kChunk - 1) / kChunk;
+    team_.for_each(chunks, chunk_of(work * kChunk), [&](int64_t first, int64_t last) {
+      const int64_t begin = first * kChunk, end = std::min(last * kChunk, slots_);
+      body(begin, end);
+      if (lazy_) refresh_bounds(begin, end);
     });
   }
 
@@ -348,8 +357,9 @@ class Builder {
   }
 
   void update_by_newest() {
-    const T* w = options_.logdet ? picked_.newest_direction() : picked_.newest();
-    team_.for_each(slots_, chunk_of(rows_.d * 2), [&](int64_t begin, int64_t end) {
+    const T* const w = picked_.newest.data();
+    // a product that waits for memory
+    for_each_chunk(rows_.d * 8, [&](int64_t begin, int64_t end) {
       greedy_kernels<T>().single(rows_.row(begin), end - begin, w, rows_.d, score_.data() + begin);
     });
   }
@@ -402,7 +412,12 @@ class Builder {
     const size_t before = looked_.size();
     looked_.insert(looked_.end(), slots, slots + count);
     scores_.resize(looked_.size());
-    score_rows(slots, count, scores_.data() + before);
+    // groups of rows that lie far apart: each waits for memory some 0.5 us
+    const int64_t groups = (count + kGreedyRows - 1) / kGreedyRows;
+    team_.for_each(groups, 3, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kGreedyRows, last = std::min(end * kGreedyRows, count);
+      score_rows(slots + first, last - first, scores_.data() + before + first);
+    });
     double limit = kInfinity;
     for (int64_t i = 0; i < count; ++i) {
       const double score = scores_[before + i], square = rows_.squares[slots[i]];
@@ -413,52 +428,66 @@ class Builder {
   }
 
   void refresh_chunk(int64_t chunk) {
-    const auto begin = bound_.begin() + chunk * kChunk;
-    lowest_[chunk] = *std::min_element(begin, std::min(begin + kChunk, bound_.end()));
+    // four minima: one would wait for each comparison
+    static_assert(kChunk % 4 == 0);
+    const double* const bounds = bound_.data() + chunk * kChunk;
+    double least[4] = {bounds[0], bounds[1], bounds[2], bounds[3]};
+    for (int64_t i = 4; i < kChunk; i += 4) {
+      for (int64_t l = 0; l < 4; ++l) least[l] = std::min(least[l], bounds[i + l]);
+    }
+    lowest_[chunk] = std::min(std::min(least[0], least[1]), std::min(least[2], least[3]));
   }
 
-  void refresh_bounds() {
-    for (int64_t slot = 0; slot < slots_; ++slot) {
+  // Of whole chunks.
+  void refresh_bounds(int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
       bound_[slot] = left_[slot] ? preference_.cost(score_[slot], rows_.squares[slot]) : kInfinity;
     }
-    for (size_t chunk = 0; chunk < lowest_.size(); ++chunk) refresh_chunk(chunk);
+    for (int64_t chunk = begin / kChunk; chunk * kChunk < end; ++chunk) refresh_chunk(chunk);
   }
 
   // Brings up to date the rows whose stale cost could still be the best.
   Candidate best_lazily() {
-    looked_.clear();
-    scores_.clear();
     const int64_t chunk = std::min_element(lowest_.begin(), lowest_.end()) - lowest_.begin();
     if (lowest_[chunk] == kInfinity) return {-1, -1, 0, 0};
     const auto begin = bound_.begin() + chunk * kChunk;
-    int64_t first = std::min_element(begin, std::min(begin + kChunk, bound_.end())) - bound_.begin();
-    double limit = kInfinity;
-    evaluate(&first, 1, limit);
+    const int64_t lowest = std::min_element(begin, begin + kChunk) - bound_.begin();
+    // first the row of the lowest bound, and the best that the last step left: a low limit spares many others
     std::vector<int64_t>& waiting = waiting_;
+    waiting.assign(1, lowest);
+    for (const int64_t slot : looked_) {
+      if (left_[slot] && slot != lowest) waiting.push_back(slot);
+    }
+    const int64_t group = std::min<int64_t>(kGreedyRows, waiting.size());
+    std::partial_sort(waiting.begin() + 1, waiting.begin() + group, waiting.end(),
+                      [&](int64_t a, int64_t b) { return bound_[a] < bound_[b]; });
+    looked_.clear();
+    scores_.clear();
+    const double limit = evaluate(waiting.data(), group);
     waiting.clear();
     for (size_t c = 0; c < lowest_.size(); ++c) {
       if (lowest_[c] > limit) continue;
-      const int64_t end = std::min<int64_t>((c + 1) * kChunk, slots_);
-      for (int64_t slot = c * kChunk; slot < end; ++slot) {
-        if (bound_[slot] > limit || slot == first) continue;
-        waiting.push_back(slot);
-        if (static_cast<int64_t>(waiting.size()) == kGreedyRows) {
-          evaluate(waiting.data(), waiting.size(), limit);
-          waiting.clear();
+      const int64_t end = static_cast<int64_t>(c + 1) * kChunk;
+      for (int64_t slot = end - kChunk; slot < end; ++slot) {
+        if (bound_[slot] > limit ||
+            std::find(looked_.begin(), looked_.begin() + group, slot) != looked_.begin() + group) {
+          continue;
         }
+        waiting.push_back(slot);
       }
     }
-    evaluate(waiting.data(), waiting.size(), limit);
+    evaluate(waiting.data(), waiting.size());
     for (const int64_t slot : looked_) refresh_chunk(slot / kChunk);
     return resolve(true);
   }
 
-  void evaluate(const int64_t* slots, int64_t count, double& limit) {
+  double evaluate(const int64_t* slots, int64_t count) {
     const size_t before = looked_.size();
-    limit = std::min(limit, look(slots, count));
+    const double limit = look(slots, count);
     for (int64_t i = 0; i < count; ++i) {
       bound_[slots[i]] = preference_.cost(scores_[before + i], rows_.squares[slots[i]]);
     }
+    return limit;
   }
 
   int64_t row_of(int64_t slot) const { return options_.all_rows ? slot : row_of_slot_[slot]; }
@@ -487,7 +516,7 @@ class Builder {
     if (near_.size() == 1) return near_[0];
     least = kInfinity;
     for (Candidate& candidate : near_) {
-      if (!options_.logdet) candidate.score = exact_score(candidate.slot);
+      candidate.score = exact_score(candidate.slot);
       least = std::min(least, sign * preference_.cost(candidate.score, candidate.square));
     }
     const Candidate* best = nullptr;
@@ -604,9 +633,6 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tens
   Tensor objectives = torch::stable::new_empty(pool, {pool.size(0), k}, values);
   if (wide) {
     select<double, double>(arguments, indices, ranks, objectives);
-  } else if (arguments.options.logdet) {
-    // its gains are differences of numbers a thousand times as large
-    select<double, float>(arguments, indices, ranks, objectives);
   } else {
     select<float, float>(arguments, indices, ranks, objectives);
   }

@@ -20,10 +20,10 @@ struct GreedyKernels {
   void (*block)(const T* const* rows, const T* columns, int64_t blocks, int64_t d, double* sums);
   // scores[i] += (rows[i] . v)^2 for n contiguous rows of d.
   void (*single)(const T* rows, int64_t n, const T* v, int64_t d, double* scores);
-  // a . b with float64 products and sums.
-  double (*dot)(const T* a, const T* b, int64_t d);
-  // y += a x.
-  void (*axpy)(double a, const T* x, T* y, int64_t d);
+  // products[i] = row i . x for n contiguous rows of d, with float64 products and sums.
+  void (*project)(const T* rows, int64_t n, const T* x, int64_t d, double* products);
+  // y -= sum over i of weights[i] row i, in float64.
+  void (*combine)(const T* rows, int64_t n, const double* weights, double* y, int64_t d);
   // Copies a row, on request divided by max(its norm, 1e-12) and rounded to float; returns the squared norm before (NaN
   // or Inf if the row holds any).
   double (*pack)(const void* source, RowType type, int64_t d, bool normalize, bool round, T* row);

@@ -448,8 +448,9 @@ Tensor grad_norms(const UnitRows<T>& anchors, const UnitRows<T>& others, double 
           const double negative = static_cast<double>(scratch.peak[r]) + std::log(scratch.mass[r]);
           const double weight = -std::expm1(-softplus(negative - a)) * inverse;
           double squares = 0;
+          const double share = 1 / scratch.mass[r];
           for (int64_t j = 0; j < d; ++j) {
-            const double mean = static_cast<double>(scratch.sum[r * width + j]) / scratch.mass[r];
+            const double mean = static_cast<double>(scratch.sum[r * width + j]) * share;
             squares += (mean - static_cast<double>(positive[j])) * (mean - static_cast<double>(positive[j]));
           }
           data_of<T>(out)[row + r] = static_cast<T>(weight * weight * squares);

@@ -119,6 +119,11 @@ struct EigenKernels {
   /// d), destroyed, to the diagonal and off-diagonal[i] = entry (i, i + 1) of a similar tridiagonal matrix. `work`
   /// holds 4 * stride values.
   void (*tridiagonalize)(double* a, int64_t stride, int64_t d, double* diagonal, double* off_diagonal, double* work);
+  /// a -= v w^T + w v^T, then product = a u, in one pass over a symmetric (d, d) given by its upper triangle, with
+  /// blocks of 8 on the diagonal that hold both halves; rows of a, v, w, u and product hold `stride` values, zero
+  /// beyond d.
+  void (*update_multiply)(double* a, int64_t stride, int64_t d, const double* v, const double* w, const double* u,
+                          double* product);
   /// Eigenvalues of `lanes` tridiagonal matrices, interleaved: diagonal[i * lanes + lane], and off_diagonal likewise,
   /// which is destroyed; the eigenvalues replace the diagonal, in no order. False when an iteration did not converge.
   bool (*tridiagonal_values)(double* diagonal, double* off_diagonal, int64_t d);

@@ -54,7 +54,7 @@ class Team {
     loop.chunk = chunk;
     published_.store(mine + 1, std::memory_order_release);
     work(loop);
-    while (loop.done.load(std::memory_order_acquire) < n) pause();
+    for (int64_t spins = 0; loop.done.load(std::memory_order_acquire) < n;) wait(spins);
   }
 
  private:
@@ -69,7 +69,12 @@ class Team {
     ~Stop() { stopped.store(true, std::memory_order_release); }
   };
 
-  static void pause() {
+  // Now and then gives the processor up: the thread waited for may have been put onto this one.
+  static void wait(int64_t& spins) {
+    if (++spins % 256 == 0) {
+      std::this_thread::yield();
+      return;
+    }
 #if defined(__x86_64__)
     _mm_pause();
 #endif
@@ -92,10 +97,8 @@ class Team {
         spins = 0;
       } else if (stopped_.load(std::memory_order_acquire)) {
         return;
-      } else if (++spins % 256 == 0) {
-        std::this_thread::yield();
       } else {
-        pause();
+        wait(spins);
       }
     }
   }
