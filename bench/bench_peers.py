@@ -16,7 +16,7 @@ from torch import Tensor
 
 import spectral_kernels as sk
 
-PAUSE = 0.3  # OpenBLAS's threads spin for some 0.1 s after a product
+PAUSE = 0.2  # OpenBLAS's threads spin for 0.1 s after a product
 
 
 def rank_of(pool: Tensor) -> Callable[[Any], float]:
@@ -217,5 +217,10 @@ def _covariance(z: Tensor) -> Job:
         assert error <= 1e-5, f"relative error {error:.1e}"
 
     return Job(
-        "peers: normalise, centre, covariance 65536x128", {"spectral_kernels": ours, **calls}, check, {}, absent=absent
+        "peers: normalise, centre, covariance 65536x128",
+        {"spectral_kernels": ours, **calls},
+        check,
+        {},
+        absent=absent,
+        pause=PAUSE,
     )

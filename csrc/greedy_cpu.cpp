@@ -87,7 +87,7 @@ class Builder {
         picked_(options, source.d, indices),
         preference_(picked_),
         lazy_(options.all_rows && !options.window && (options.normalize || options.logdet)),
-        team_(4 * options.k + 2) {}
+        team_(4 * options.k + 3) {}
 
   const Picked<T>& picked() const { return picked_; }
 
@@ -100,6 +100,7 @@ class Builder {
         prepare_drawn();
       }
       while (bad_row_ < 0 && picked_.steps < options_.k) step();
+      if (bad_row_ < 0) picked_.finish(team_);
     });
     return bad_row_;
   }
@@ -463,31 +464,25 @@ class Builder {
                       [&](int64_t a, int64_t b) { return bound_[a] < bound_[b]; });
     looked_.clear();
     scores_.clear();
-    const double limit = evaluate(waiting.data(), group);
-    waiting.clear();
+    const double limit = look(waiting.data(), group);
+    for (const int64_t slot : looked_) bound_[slot] = kInfinity;
+    // without branches, which nothing could foresee
+    waiting.resize(slots_ + kChunk);
+    int64_t count = 0;
     for (size_t c = 0; c < lowest_.size(); ++c) {
       if (lowest_[c] > limit) continue;
-      const int64_t end = static_cast<int64_t>(c + 1) * kChunk;
-      for (int64_t slot = end - kChunk; slot < end; ++slot) {
-        if (bound_[slot] > limit ||
-            std::find(looked_.begin(), looked_.begin() + group, slot) != looked_.begin() + group) {
-          continue;
-        }
-        waiting.push_back(slot);
+      const int64_t begin = static_cast<int64_t>(c) * kChunk;
+      for (int64_t slot = begin; slot < begin + kChunk; ++slot) {
+        waiting[count] = slot;
+        count += bound_[slot] <= limit;
       }
     }
-    evaluate(waiting.data(), waiting.size());
+    look(waiting.data(), count);
+    for (size_t i = 0; i < looked_.size(); ++i) {
+      bound_[looked_[i]] = preference_.cost(scores_[i], rows_.squares[looked_[i]]);
+    }
     for (const int64_t slot : looked_) refresh_chunk(slot / kChunk);
     return resolve(true);
-  }
-
-  double evaluate(const int64_t* slots, int64_t count) {
-    const size_t before = looked_.size();
-    const double limit = look(slots, count);
-    for (int64_t i = 0; i < count; ++i) {
-      bound_[slots[i]] = preference_.cost(scores_[before + i], rows_.squares[slots[i]]);
-    }
-    return limit;
   }
 
   int64_t row_of(int64_t slot) const { return options_.all_rows ? slot : row_of_slot_[slot]; }

@@ -13,6 +13,7 @@
 #include "common.h"
 #include "greedy_kernels.h"
 #include "kernels.h"
+#include "team.h"
 
 namespace spectral_kernels {
 
@@ -81,7 +82,7 @@ struct Picked {
   std::vector<double> directions;  // (k, d) w of the log-determinant
   std::vector<T> columns;          // (blocks, d, kGreedyBlock) all w, zero beyond the last
   std::vector<T> newest;           // (d) the last w
-  std::vector<double> ranks, objectives;
+  std::vector<double> squares, ranks, objectives;
   int64_t* indices;
 
   Picked(const Options& options_, int64_t d_, int64_t* indices_)
@@ -90,6 +91,7 @@ struct Picked {
         rows(options_.k * d_),
         columns((options_.k + kGreedyBlock - 1) / kGreedyBlock * kGreedyBlock * d_),
         newest(d_),
+        squares(options_.k),
         ranks(options_.k),
         objectives(options_.k),
         indices(indices_),
@@ -116,10 +118,8 @@ struct Picked {
   }
 
   void add(int64_t index, const T* x, double square, double score) {
-    if (options.logdet) score = rank_score(x);
-    frobenius += 2 * score + square * square;
-    trace += square;
     std::copy(x, x + d, rows.begin() + steps * d);
+    squares[steps] = square;
     if (options.logdet) {
       add_direction(x);
     } else {
@@ -128,9 +128,20 @@ struct Picked {
     T* const column = columns.data() + full_blocks() * d * kGreedyBlock + in_block();
     for (int64_t j = 0; j < d; ++j) column[j * kGreedyBlock] = newest[j];
     indices[steps] = index;
-    ranks[steps] = rank();
+    if (!ranks_later()) count(steps, options.logdet ? rank_score(steps, products_) : score);
     objectives[steps] = options.logdet ? gain : rank();
     ++steps;
+  }
+
+  // The ranks of picks by log-determinant, which no step asks for unless there is a window.
+  void finish(Team& team) {
+    if (!ranks_later()) return;
+    std::vector<double> scores(steps);
+    team.for_each(steps, 16, [&](int64_t begin, int64_t end) {
+      std::vector<double> products(steps);
+      for (int64_t i = begin; i < end; ++i) scores[i] = rank_score(i, products);
+    });
+    for (int64_t i = 0; i < steps; ++i) count(i, scores[i]);
   }
 
   double rank() const { return frobenius > 0 ? trace * trace / frobenius : 0.0; }
@@ -151,13 +162,21 @@ struct Picked {
     return sum;
   }
 
-  // Sum over the picks of (x . pick)^2, which is all that the trace of ranks needs of a log-determinant's picks.
-  double rank_score(const T* x) {
-    std::fill_n(products_.begin(), steps, 0.0);
-    greedy_kernels<T>().single(rows.data(), steps, x, d, products_.data());
+  bool ranks_later() const { return options.logdet && !options.window; }
+
+  // Sum over the picks before `step` of (its row . theirs)^2.
+  double rank_score(int64_t step, std::vector<double>& products) const {
+    std::fill_n(products.begin(), step, 0.0);
+    greedy_kernels<T>().single(rows.data(), step, rows.data() + step * d, d, products.data());
     double sum = 0;
-    for (int64_t i = 0; i < steps; ++i) sum += products_[i];
+    for (int64_t i = 0; i < step; ++i) sum += products[i];
     return sum;
+  }
+
+  void count(int64_t step, double score) {
+    frobenius += 2 * score + squares[step] * squares[step];
+    trace += squares[step];
+    ranks[step] = rank();
   }
 
   // w = A x / sqrt(1 + x A x). In float64, as what is left of |x|^2 / ridge is a small difference.
