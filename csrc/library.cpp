@@ -93,6 +93,10 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
   m.def(
       "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, int k, bool all_rows,"
       " str objective, float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "memory_bank_update(Tensor(a!) embeddings, Tensor(b!) updated, Tensor active, Tensor indices, Tensor z, int step)"
+      " -> int");
+  m.def("memory_bank_gather(Tensor embeddings, Tensor indices) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cpp, CompositeExplicitAutograd, m) {

@@ -46,6 +46,11 @@ def _translated(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def cpp_call(name: str) -> Callable[..., Any]:
+    """A C++ operator, for what is no op of its own: the memory bank writes into its arguments."""
+    return _translated(getattr(torch.ops.spectral_kernels_cpp, name).default)
+
+
 def _contiguous(result: Any) -> Any:
     """The strides that the fake implementations promise."""
     return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()

@@ -17,6 +17,13 @@ def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+@pytest.fixture(autouse=True, scope="module", params=["cpp", "reference"])
+def backend(request):
+    """Every test runs on the C++ path and on torch's."""
+    with sk.use_backend(request.param):
+        yield request.param
+
+
 def filled(n: int = 12, d: int = 5, **options) -> MemoryBank:
     bank = MemoryBank(n, d, **options)
     bank.update(torch.arange(n), rows(n, d))
@@ -213,6 +220,15 @@ def test_checks_can_be_turned_off():
     finally:
         sk.set_checks(True)
     assert bank.embeddings[1].isnan().any()
+
+
+def test_an_update_is_heard_of_by_autograd():
+    bank = filled()
+    weight = torch.ones(12, 5, requires_grad=True)
+    loss = (weight * bank.embeddings).sum()
+    bank.update(torch.arange(3), rows(3, 5, seed=1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_cost_does_not_grow_with_n():

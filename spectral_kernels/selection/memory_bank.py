@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_kernels import checks
+from spectral_kernels import backends, checks
+from spectral_kernels.library import cpp_call
 from spectral_kernels.ops._rows import NORM_FLOOR, accumulation_dtype
 
 
@@ -141,6 +142,23 @@ class MemoryBank:
         rows = self._rows(indices)
         if len(rows) != len(z):
             raise ValueError(f"indices has {len(rows)} entries, but z has {len(z)} rows")
+        if self._uses_cpp():
+            self._update_by_cpp(rows, z.to(self.device))
+        else:
+            self._update_by_torch(rows, z)
+        self.step += 1
+
+    def _uses_cpp(self) -> bool:
+        forced = backends.forced_backend()
+        return self.device.type == "cpu" and backends.CPP_ERROR is None and forced in (None, "cpp")
+
+    def _update_by_cpp(self, rows: Tensor, z: Tensor) -> None:
+        update = cpp_call("memory_bank_update")
+        self._num_seen += update(self.embeddings, self._updated, self._active, rows, z.detach(), self.step)
+        # whoever saved the embeddings for a backward pass is to hear of it, as from torch's own writing
+        torch.autograd.graph.increment_version(self.embeddings)
+
+    def _update_by_torch(self, rows: Tensor, z: Tensor) -> None:
         values = z.to(self.device, torch.promote_types(accumulation_dtype(z.dtype), self.embeddings.dtype))
         finite = values.isfinite().all(1)
         if checks.enabled() and not bool(finite.all()):
@@ -159,7 +177,6 @@ class MemoryBank:
         self._num_seen += (counted & after).sum() - (counted & before).sum()
         self.embeddings[ordered] = values[winner]
         self._updated[ordered] = torch.where(after, self.step, -1)
-        self.step += 1
 
     def retire(self, indices: Tensor) -> None:
         """Forget samples (b,) that have expired; samplers leave their rows out from the next epoch on.
@@ -199,7 +216,11 @@ class MemoryBank:
         Raises:
             ValueError: indices not int64, empty or out of range.
         """
-        return self.embeddings[self._rows(indices)]
+        rows = self._rows(indices)
+        if not self._uses_cpp():
+            return self.embeddings[rows]
+        copied: Tensor = cpp_call("memory_bank_gather")(self.embeddings, rows)
+        return copied
 
     def staleness(self) -> Staleness:
         """Share of active rows seen, and their mean and maximum age. O(n)."""
