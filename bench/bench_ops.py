@@ -1,5 +1,6 @@
 """Covariance, effective rank, whitening and the losses on the CPU, against the torch expressions one would write."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -190,6 +191,8 @@ def bank_jobs(generator: torch.Generator) -> Iterator[Job]:
         {"spectral_kernels": select, "with valid=": lambda: select(valid)},
         check_selection,
         {},
+        most_ms=10.0,
+        most_mb=64.0,
     )
 
     def covariance() -> Tensor:
@@ -201,6 +204,48 @@ def bank_jobs(generator: torch.Generator) -> Iterator[Job]:
         {"spectral_kernels": covariance, label: lambda: left @ right},
         _close(covariance, lambda: bank_covariance(bank), 1e-5),
         {label: 0.6},
+        most_mb=64.0,
+    )
+    yield from memory_bank_jobs(bank, generator)
+
+
+def memory_bank_jobs(bank: Tensor, generator: torch.Generator) -> Iterator[Job]:
+    """A batch's rows into a bank as large as that, and out of it."""
+    memory = sk.MemoryBank(*bank.shape)
+    ages = torch.zeros(len(bank), dtype=torch.int64)
+    # other rows in each call: the same would soon lie in the caches
+    batches = torch.randperm(len(bank), generator=generator)[: 1024 * 256].view(1024, 256)
+    ours, theirs = itertools.cycle(batches), itertools.cycle(batches)
+    rows = torch.randn(256, bank.shape[1], generator=generator)
+
+    def update_by_torch(indices: Tensor) -> None:
+        bank.index_copy_(0, indices, torch.nn.functional.normalize(rows))
+        ages[indices] = memory.step
+
+    def check_update() -> None:
+        memory.update(batches[0], rows)
+        update_by_torch(batches[0])
+        error = worst_relative(memory.embeddings[batches[0]], bank[batches[0]])
+        assert error <= 1e-6, f"relative error {error:.1e} above 1e-06"
+
+    yield Job(
+        f"MemoryBank.update, 256 of {len(bank)}x{bank.shape[1]}",
+        {
+            "spectral_kernels": lambda: memory.update(next(ours), rows),
+            "torch, normalize and index_copy_": lambda: update_by_torch(next(theirs)),
+        },
+        check_update,
+        {},
+    )
+
+    def check_gather() -> None:
+        assert torch.equal(memory.gather(batches[0]), memory.embeddings[batches[0]]), "rows differ"
+
+    yield Job(
+        f"MemoryBank.gather, 256 of {len(bank)}x{bank.shape[1]}",
+        {"spectral_kernels": lambda: memory.gather(next(ours)), "torch, indexing": lambda: bank[next(theirs)]},
+        check_gather,
+        {},
     )
 
 

@@ -1,6 +1,7 @@
 """Times contenders for one job in one run: interleaved, medians, no figure without its check."""
 
 import csv
+import ctypes
 import math
 import os
 import statistics
@@ -30,6 +31,8 @@ class Job:
         objective: what a contender's result is worth, printed beside its time.
         absent: contenders that cannot run here -> why.
         pause: seconds between turns, in which threads that another library keeps spinning go to sleep.
+        most_ms: our median that the project asks for at most.
+        most_mb: memory that our call takes at most, beside what is there before it.
     """
 
     name: str
@@ -39,11 +42,16 @@ class Job:
     objective: Callable[[Any], float] | None = None
     absent: dict[str, str] = field(default_factory=dict)
     pause: float = 0.0
+    most_ms: float | None = None
+    most_mb: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A contender's times in ms, how many times longer it takes than ours, and what it reaches."""
+    """A contender's times in ms, how many times longer it takes than ours, and what it reaches.
+
+    `demands`: what is asked of our own row but a ratio, as it is printed.
+    """
 
     job: str
     contender: str
@@ -53,6 +61,7 @@ class Row:
     ratio: float
     bar: float | None
     objective: float | None
+    demands: tuple[str, ...] = ()
 
 
 def time_job(job: Job, repeats: int) -> list[Row]:
@@ -66,13 +75,42 @@ def time_job(job: Job, repeats: int) -> list[Row]:
                 time.sleep(job.pause)
                 call()  # wakes this one's own threads
             times[label].append(_turn(call) * 1e3)
-    ours = statistics.median(times[next(iter(times))])
+    first = next(iter(times))
+    ours = statistics.median(times[first])
+    demands = _demands(job, ours)
     rows = []
     for label, values in times.items():
         p20, p50, p80 = (_quantile(values, q) for q in (0.2, 0.5, 0.8))
         objective = None if job.objective is None else job.objective(reached[label])
-        rows.append(Row(job.name, label, p20, p50, p80, p50 / ours, job.bars.get(label), objective))
+        asked = demands if label == first else ()
+        rows.append(Row(job.name, label, p20, p50, p80, p50 / ours, job.bars.get(label), objective, asked))
     return rows
+
+
+def _demands(job: Job, ours: float) -> tuple[str, ...]:
+    demands = []
+    if job.most_ms is not None:
+        met = "met" if ours <= job.most_ms else "NOT MET"
+        demands.append(f"asked for: at most {job.most_ms:g} ms {met}")
+    if job.most_mb is not None:
+        taken = peak_mb(next(iter(job.contenders.values())))
+        met = "met" if taken <= job.most_mb else "NOT MET"
+        demands.append(f"takes {taken:.1f} MB beside its data, asked for: at most {job.most_mb:g} MB {met}")
+    return tuple(demands)
+
+
+def peak_mb(call: Callable[[], object]) -> float:
+    """By how many MB a call's peak stands above the memory resident before it (Linux)."""
+
+    def resident(field: str) -> float:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return float(status.split(f"{field}:")[1].split()[0]) / 1024
+
+    ctypes.CDLL(None).malloc_trim(0)  # or the call would live on what others have freed
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
 
 
 def _turn(call: Callable[[], object]) -> float:
@@ -105,6 +143,8 @@ def report(rows: Sequence[Row], failures: Sequence[str], output: Path | None) ->
         print(
             f"{row.contender:{width}}  {row.p20:9.3f} {row.p50:9.3f} {row.p80:9.3f}   {row.ratio:6.2f}x{reached}{bar}"
         )
+        for demand in row.demands:
+            print(f"{'':{width}}  {demand}")
     for failure in failures:
         print(f"\nCHECK FAILED, not timed: {failure}", file=sys.stderr)
     print(

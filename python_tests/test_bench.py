@@ -54,6 +54,19 @@ def test_a_wrong_result_is_not_timed(
     ] == "job,contender,p20_ms,p50_ms,p80_ms,ratio,bar,objective"
 
 
+def test_what_is_asked_beside_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    harness = bench_module("harness", monkeypatch)
+
+    def eats() -> int:
+        return len(b"1" * (32 << 20))
+
+    job = harness.Job("eat", {"ours": eats}, lambda: None, {}, most_ms=1e-6, most_mb=8.0)
+    assert harness.report(harness.time_job(job, 1), [], None) == 0
+    printed = capsys.readouterr().out
+    assert "at most 1e-06 ms NOT MET" in printed and "at most 8 MB NOT MET" in printed
+    assert 30 < harness.peak_mb(eats) < 40
+
+
 def test_gpu_benchmark_goes_through_its_steps_without_one(tmp_path: Path) -> None:
     command = [sys.executable, "bench/gpu.py", "--dry-run", "--no-build", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
