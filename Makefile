@@ -9,6 +9,8 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 CSRC := $(wildcard csrc/*)
+# what runs C++, told from other backends by "-k cpp"
+CPP_TESTS := python_tests/ops python_tests/selection/test_memory_bank.py
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.cu csrc/*.cuh)
 
 TRITON36 := .venv-triton36
@@ -89,8 +91,8 @@ check-properties: $(VENV)/package.stamp
 
 # the paths that the widest one hides on this processor
 check-paths: $(VENV)/package.stamp
-	SPECTRAL_KERNELS_CPU_PATH=baseline $(PYTHON) -m pytest python_tests/ops -q -m "not slow" -k cpp $(PYTEST_ARGS)
-	SPECTRAL_KERNELS_CPU_PATH=avx2 $(PYTHON) -m pytest python_tests/ops -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	SPECTRAL_KERNELS_CPU_PATH=baseline $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	SPECTRAL_KERNELS_CPU_PATH=avx2 $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
 
 check-triton36: $(VENV)/package.stamp $(TRITON36)/stamp
 	$(TRITON36)/bin/python -m pytest python_tests/ops -q -m "not slow" -k triton $(PYTEST_ARGS)
@@ -100,7 +102,7 @@ check-sanitize: $(VENV)/package.stamp
 	SPECTRAL_KERNELS_SANITIZE=address,undefined SPECTRAL_KERNELS_BUILD=require \
 	    $(PYTHON) setup.py --quiet build --build-lib $(SANITIZED)
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(PYTHON) -P -m pytest python_tests/ops -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	    $(PYTHON) -P -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
 
 # --- environments ----------------------------------------------------------------------------------------------------
 
