@@ -19,6 +19,8 @@ EXAMPLES := .venv-examples
 # apart from the others: where torchvision is there Lightning imports it, and its binary part wants torch's own kind
 LIGHTLY := .venv-lightly
 SANITIZED := build/sanitized
+RACES := build/races
+LIBTSAN = $(shell c++ -print-file-name=libtsan.so)
 LIBASAN = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libstdc++.so.6)
 
 .PHONY: help
@@ -78,8 +80,8 @@ lint: $(VENV)/package.stamp
 
 # --- the long suites -------------------------------------------------------------------------------------------------
 
-.PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize check-examples
-check: check-slow check-properties check-paths check-triton36 check-sanitize check-examples
+.PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize check-races check-examples
+check: check-slow check-properties check-paths check-triton36 check-sanitize check-races check-examples
 
 check-examples: graph sentences lightning lightly ddp
 
@@ -103,6 +105,14 @@ check-sanitize: $(VENV)/package.stamp
 	    $(PYTHON) setup.py --quiet build --build-lib $(SANITIZED)
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(PYTHON) -P -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
+
+# setarch -R: the sanitizer wants memory where it expects it. -s, or pytest would keep what it says
+check-races: $(VENV)/package.stamp
+	SPECTRAL_KERNELS_SANITIZE=thread SPECTRAL_KERNELS_BUILD=require \
+	    $(PYTHON) setup.py --quiet build --build-lib $(RACES)
+	PYTHONPATH=$(RACES) LD_PRELOAD=$(LIBTSAN) \
+	    TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
+	    setarch -R $(PYTHON) -P -m pytest $(CPP_TESTS) -q -s -m "not slow" -k "cpp or threads" $(PYTEST_ARGS)
 
 # --- environments ----------------------------------------------------------------------------------------------------
 

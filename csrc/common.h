@@ -12,6 +12,8 @@
 #include <string>
 #include <utility>
 
+#include "fork.h"
+
 namespace spectral_kernels {
 
 enum class CpuPath { kBaseline, kAvx2, kAvx512 };
@@ -62,7 +64,7 @@ void parallel_tasks(int64_t n, const MakeScratch& make_scratch, const Task& task
   if (threads <= 1) {
     share(0, 1);
   } else {
-    torch::stable::parallel_for(0, threads < n ? threads : n, 1, share);
+    fork_join(threads < n ? threads : n, share);
   }
 }
 

@@ -592,7 +592,7 @@ void select(const Arguments& a, Tensor& indices, Tensor& ranks, Tensor& objectiv
   const RowType type = row_type(pool);
   const int64_t element = type == RowType::kDouble ? 8 : type == RowType::kFloat ? 4 : 2;
   std::vector<int64_t> bad(batches, -1);
-  torch::stable::parallel_for(0, batches, 1, [&](int64_t begin, int64_t end) {
+  fork_join(batches, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const char* data = static_cast<const char*>(pool.data_ptr()) + b * pool.stride(0) * element;
       const bool* valid = a.valid ? static_cast<const bool*>(a.valid->data_ptr()) + b * n : nullptr;

@@ -6,13 +6,13 @@
 // chunks too and waits only for chunks that a helper has begun, so a helper that never runs costs nothing.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <thread>
+
+#include "fork.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,7 +28,7 @@ class Team {
   /// Runs main(), with the other threads of the pool helping in its `for_each` calls.
   template <class Main>
   void run(const Main& main) {
-    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+    fork_join(torch::stable::get_num_threads(), [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
         if (thread != 0) {
           help();
