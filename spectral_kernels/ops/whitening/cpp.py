@@ -51,11 +51,8 @@ def _cholesky_backward(
         y = kernels.whiten_apply(z, mean, matrix, True)
     upper, y_mean, grad_mean = kernels.cross_moment(y, grad, None, center, True)
     n, d = z.shape[-2:]
-    w, phi = matrix.double(), upper.double()
-    phi = -(phi + phi.triu(1).mT)
-    trace = 0.5 * (phi * (w @ w.mT)).sum((-2, -1))
+    phi = -(upper + upper.triu(1).mT)
+    trace = 0.5 * (phi * (matrix @ matrix.mT)).sum((-2, -1))
     inner, scale = (1 - shrinkage) / n * phi, 2 * shrinkage / (n * d) * trace
-    result: Tensor = kernels.whiten_cholesky_backward(
-        grad, y, z, grad_mean, y_mean, mean, matrix, inner.to(mean.dtype), scale.to(mean.dtype)
-    )
+    result: Tensor = kernels.whiten_cholesky_backward(grad, y, z, grad_mean, y_mean, mean, matrix, inner, scale)
     return result
