@@ -84,3 +84,17 @@ def test_one_row_over_and_over(method: str) -> None:
     z = torch.ones(64, D)
     loss, gradient = step(z, method, 0.01)
     assert bool(gradient.isfinite().all()) and bool(loss.isfinite())
+
+
+@pytest.mark.parametrize("n", (1, 2))
+@pytest.mark.parametrize("center", (False, True))
+def test_gradient_of_few_rows_in_half_precision(n: int, center: bool) -> None:
+    """Most of it cancels: what is left must not be the rounding of the result."""
+    generator = torch.Generator().manual_seed(n)
+    z = torch.randn(n, 16, generator=generator).bfloat16().requires_grad_()
+    grad = torch.randn(n, 16, generator=generator)
+    (found,) = torch.autograd.grad(sk.whiten(z, shrinkage=0.01, center=center), z, grad.bfloat16())
+    exact = z.detach().double().requires_grad_()
+    white = sk.whiten(exact, shrinkage=0.01, center=center, backend="reference")
+    (expected,) = torch.autograd.grad(white, exact, grad.bfloat16().double())
+    assert float((found.double() - expected).abs().max()) <= 0.01 * float(expected.abs().max()) + 1e-6

@@ -42,8 +42,9 @@ define(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     z, *ctx.options, ctx.backend = inputs
-    # C++ makes half of the gradient from the result
-    ctx.save_for_backward(z, *output[1:], output[0] if ctx.backend == "cpp" else None)
+    y, mean = output[:2]
+    # C++ makes half of the gradient from the result, where that is not rounded to less than the mean
+    ctx.save_for_backward(z, *output[1:], y if ctx.backend == "cpp" and y.dtype == mean.dtype else None)
     ctx.mark_non_differentiable(*output[1:])
 
 

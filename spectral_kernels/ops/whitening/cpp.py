@@ -47,8 +47,9 @@ def _cholesky_backward(
     and no d x d matrices are multiplied but for t.
     """
     kernels = torch.ops.spectral_kernels_cpp
-    if y is None:
-        y = kernels.whiten_apply(z, mean, matrix, True)
+    if y is None or y.dtype != mean.dtype:
+        # half of it cancels where rows are few: rounded to z's half precision it would not do
+        y = kernels.whiten_apply(z.to(mean.dtype), mean, matrix, True)
     upper, y_mean, grad_mean = kernels.cross_moment(y, grad, None, center, True)
     n, d = z.shape[-2:]
     phi = -(upper + upper.triu(1).mT)
