@@ -31,17 +31,13 @@ int64_t tile_size(int64_t d) {
   return round_up(d, kernels<T>().rows) * padded_width<T>(d);
 }
 
-/// Panels of the rows that are read at a time.
-template <class T>
-Buffer<T> read_panels(int64_t n, int64_t d) {
-  return Buffer<T>(std::min(n, kReadRows) * padded_width<T>(d));
-}
-
 template <class T>
 struct ScatterScratch {
   Buffer<T> panels, tile;
 
-  explicit ScatterScratch(int64_t d, int64_t rows) : panels(read_panels<T>(rows, d)), tile(tile_size<T>(d)) {}
+  /// Panels of the rows that are read at a time, and a tile.
+  explicit ScatterScratch(int64_t d, int64_t rows)
+      : panels(std::min(rows, kReadRows) * padded_width<T>(d)), tile(tile_size<T>(d)) {}
 };
 
 /// Rows that lie together, as memory to fetch; nothing where they are gathered or far apart.
@@ -201,28 +197,20 @@ class ScatterAll {
     Moments moments{upper.data(), center_ ? columns.data() : nullptr, 0};
     for (int pass = 0; pass < 2; ++pass) {
       columns.zero();
-      const auto share = [&](int64_t run, const auto& scatter) {
-        Moments part{shorts ? nullptr : upper.data() + run * area, center_ ? columns.data() + run * d_ : nullptr, 0};
-        scatter(n_ * run / runs, n_ * (run + 1) / runs, part, [&](int64_t row) { report(batch, row); });
-        squares[run] = part.squares;
-      };
-      if (shorts) {
-        parallel_tasks(
-            runs, [&] { return read_panels<T>(n_, d_); },
-            [&](int64_t run, Buffer<T>& panels) {
-              share(run, [&](int64_t begin, int64_t end, Moments& part, const auto& bad) {
-                scatter_tile<T>(view(batch), n_, begin, end, end, by, panels, tiles.data() + run * tile, part, bad);
-              });
-            });
-      } else {
-        parallel_tasks(
-            runs, [&] { return ScatterScratch<T>(d_, n_); },
-            [&](int64_t run, ScatterScratch<T>& scratch) {
-              share(run, [&](int64_t begin, int64_t end, Moments& part, const auto& bad) {
-                scatter_rows<T>(view(batch), n_, begin, end, by, scratch, part, stride_, bad);
-              });
-            });
-      }
+      parallel_tasks(
+          runs, [&] { return ScatterScratch<T>(d_, n_); },
+          [&](int64_t run, ScatterScratch<T>& scratch) {
+            const int64_t begin = n_ * run / runs, end = n_ * (run + 1) / runs;
+            const auto bad = [&](int64_t row) { report(batch, row); };
+            Moments part{upper.data() + (shorts ? 0 : run * area), center_ ? columns.data() + run * d_ : nullptr, 0};
+            if (shorts) {
+              scatter_tile<T>(view(batch), n_, begin, end, end, by, scratch.panels, tiles.data() + run * tile, part,
+                              bad);
+            } else {
+              scatter_rows<T>(view(batch), n_, begin, end, by, scratch, part, stride_, bad);
+            }
+            squares[run] = part.squares;
+          });
       raise();
       moments.squares = 0;
       for (int64_t run = 0; run < runs; ++run) {
