@@ -110,12 +110,8 @@ struct Picked {
   int64_t full_blocks() const { return steps / kGreedyBlock; }
   const T* block(int64_t i) const { return columns.data() + i * d * kGreedyBlock; }
 
-  // Sum over the picks from `from` on of (x . w)^2, in float64.
-  double exact_score(const T* x, int64_t from = 0) {
-    if (!options.logdet) return squared_products(rows.data(), x, from);
-    std::copy(x, x + d, wide_.begin());
-    return squared_products(directions.data(), wide_.data(), from);
-  }
+  // Sum over the picks from `from` on of (x . pick)^2, in float64.
+  double exact_score(const T* x, int64_t from = 0) { return squared_products(rows.data(), x, from); }
 
   void add(int64_t index, const T* x, double square, double score) {
     std::copy(x, x + d, rows.begin() + steps * d);
@@ -229,11 +225,9 @@ struct Preference {
     return -trace * trace / (picked.frobenius + 2 * score + square * square);
   }
 
-  // Bound on the rounding of cost(score), by Cauchy and Schwarz over the picks. For the log-determinant, whose terms
-  // are a thousand times as large as what they leave, that bound would say nothing: what is usual there, with |w|^2 at
-  // most 1 / ridge.
+  // Bound on the rounding of cost(score), by Cauchy and Schwarz over the picks; the log-determinant promises none.
   double error(double score, double square) const {
-    if (picked.options.logdet) return 4 * std::numeric_limits<T>::epsilon() * std::sqrt(score * square / kRidge);
+    if (picked.options.logdet) return 0;
     const double scale = square * picked.trace;
     const double of_score = 2 * dot_error * std::sqrt(score * scale) + dot_error * dot_error * scale;
     if (picked.options.normalize) return of_score;

@@ -233,3 +233,29 @@ def test_draws_that_stay_stale_could_not_have_won(d: int, normalize: bool, objec
         for backend in ("cpp", "reference")
     ]
     assert torch.equal(*found)
+
+
+def _logdet_pool(kind: str, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    n, d = (64, 2) if kind == "norms" else ((17, 64, 127, 500)[seed % 4], (65, 128, 300)[seed % 3])
+    z = torch.randn(n, d, generator=generator)
+    if kind == "norms":
+        return z * torch.randn(n, 1, generator=generator).exp() ** 2
+    centres = z[torch.randint(0, 3, (n,), generator=generator)]
+    return 3 * (centres + 1e-3 * torch.randn(n, d, generator=generator))
+
+
+@pytest.mark.parametrize("candidates", (None, 8))
+@pytest.mark.parametrize("kind, normalize", (("norms", False), ("clusters", False), ("clusters", True)))
+def test_logdet_gains_are_not_lost_in_rounding(kind: str, normalize: bool, candidates: int | None) -> None:
+    """Norms that differ by orders, and tight clusters: gains a million times smaller than what they are left of."""
+    for seed in range(60):
+        pool = _logdet_pool(kind, seed)
+        reached = [
+            sk.greedy_select(
+                pool, min(16, len(pool)), candidates=candidates, objective="logdet", normalize=normalize, start=0,
+                backend=backend, generator=torch.Generator().manual_seed(seed),
+            ).objective
+            for backend in ("cpp", "reference")
+        ]  # fmt: skip
+        torch.testing.assert_close(*reached, rtol=1e-4, atol=1e-6, msg=lambda text, s=seed: f"seed {s}: {text}")
