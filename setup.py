@@ -44,6 +44,8 @@ OLDEST_TORCH = (2, 11)
 FLAGS = [
     "-std=c++20",
     "-O3",
+    # or no loop with a square root is vectorised
+    "-fno-math-errno",
     "-fPIC",
     "-fopenmp",
     "-fvisibility=hidden",

@@ -19,6 +19,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -60,8 +61,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// rows whose lowest stale cost is kept, so that a step does not read all of them
-constexpr int64_t kChunk = 16;
 // features from which on sorting the draws costs less than bringing all of them up to date
 constexpr int64_t kSortedFrom = 64;
 // multiply-adds in a chunk that threads share out: some 5 us
@@ -69,7 +68,7 @@ constexpr int64_t kChunkWork = 250'000;
 
 struct Candidate {
   int64_t row, slot;
-  double score, square;
+  double score;
 };
 
 // The slots of one selection: rows, their scores, and which are left.
@@ -84,6 +83,7 @@ class Builder {
         starts_(starts),
         draws_(draws),
         m_(m),
+        kernels_(greedy_kernels<T>()),
         picked_(options, source.d, indices),
         preference_(picked_),
         lazy_(options.all_rows && !options.window && (options.normalize || options.logdet)),
@@ -91,21 +91,28 @@ class Builder {
 
   const Picked<T>& picked() const { return picked_; }
 
-  // Returns the first row that holds NaN or Inf, or -1.
-  int64_t run() {
+  // Whether the picks are sure: where rounding leaves too many rows as good as the best, T is too narrow.
+  bool run() {
     team_.run([this] {
       if (options_.all_rows) {
         prepare_all();
       } else {
         prepare_drawn();
       }
-      while (bad_row_ < 0 && picked_.steps < options_.k) step();
-      if (bad_row_ < 0) picked_.finish(team_);
+      while (going_on() && picked_.steps < options_.k) step();
+      if (going_on()) picked_.finish(team_);
     });
-    return bad_row_;
+    return sure();
   }
 
+  // The first row that holds NaN or Inf, or -1.
+  int64_t bad_row() const { return bad_row_; }
+
  private:
+  bool going_on() const { return bad_row_ < 0 && sure(); }
+  // a quarter of what the plain method would multiply
+  bool sure() const { return redone_ <= (options_.all_rows ? source_.n : m_) * options_.k / 4; }
+
   static int64_t chunk_of(int64_t work) { return std::max<int64_t>(1, kChunkWork / work); }
 
   // ---- rows ----
@@ -114,11 +121,11 @@ class Builder {
     slots_ = source_.n;
     allocate();
     read_rows([](int64_t slot) { return slot; });
-    for (int64_t i = 0; i < slots_; ++i) left_[i] = rows_.seen[i] && source_.allows(i);
+    for (int64_t i = 0; i < slots_; ++i) absent_[i] = rows_.seen[i] && source_.allows(i) ? 0 : kInfinity;
     if (!lazy_) return;
-    lowest_.resize((slots_ + kChunk - 1) / kChunk);
-    bound_.assign(lowest_.size() * kChunk, kInfinity);
-    refresh_bounds(0, slots_);
+    lowest_.resize(chunks());
+    bound_.resize(chunks() * kGreedyChunk);
+    refresh_bounds(0, chunks());
   }
 
   // Rows get slots in the order of their first draw.
@@ -150,16 +157,24 @@ class Builder {
     allocate();
     upto_.resize(slots_);
     read_rows([this](int64_t slot) { return row_of_slot_[slot]; });
-    for (int64_t i = 0; i < slots_; ++i) left_[i] = rows_.seen[i] && source_.allows(row_of_slot_[i]);
+    for (int64_t i = 0; i < slots_; ++i) {
+      absent_[i] = rows_.seen[i] && source_.allows(row_of_slot_[i]) ? 0 : kInfinity;
+    }
     spare_.resize(1, source_.d);
   }
 
   void allocate() {
     rows_.resize(slots_, source_.d);
-    score_.assign(slots_, 0.0);
-    left_.resize(slots_);
-    exact_.resize(slots_);
+    // whole chunks, of which the last may have slots without a row
+    const int64_t room = chunks() * kGreedyChunk;
+    for (std::vector<double>* values : {&score_, &exact_score_, &exact_weight_}) values->assign(room, 0.0);
+    rows_.squares.resize(room);
+    absent_.assign(room, kInfinity);
+    exact_picks_.assign(slots_, 0);
   }
+
+  int64_t chunks() const { return (slots_ + kGreedyChunk - 1) / kGreedyChunk; }
+  bool left(int64_t slot) const { return absent_[slot] == 0; }
 
   template <typename RowOf>
   void read_rows(RowOf row_of) {
@@ -237,15 +252,15 @@ class Builder {
       return false;
     }
     if (seen && !spare_.seen[0]) return false;
-    commit(row, spare_.row(0), spare_.squares[0], picked_.exact_score(spare_.row(0)));
+    commit(row, spare_.row(0), spare_.squares[0], picked_.exact_score(spare_.row(0), 0, work_));
     return true;
   }
 
   void take_slot(int64_t slot, int64_t row, double score) {
-    left_[slot] = false;
+    absent_[slot] = kInfinity;
     if (lazy_) {
       bound_[slot] = kInfinity;
-      refresh_chunk(slot / kChunk);
+      refresh_chunk(slot / kGreedyChunk);
     }
     commit(row, rows_.row(slot), rows_.squares[slot], score);
   }
@@ -275,7 +290,7 @@ class Builder {
         pointers[i] = rows_.row(slot);
         sums[i] = score_[slot];
       }
-      if (stale()) greedy_kernels<T>().block(pointers, picked_.block(picked_.full_blocks()), 1, rows_.d, sums);
+      if (stale()) kernels_.block(pointers, picked_.block(picked_.full_blocks()), 1, rows_.d, sums);
       for (int64_t i = 0; i < std::min(kGreedyRows, count - first); ++i) scores[first + i] = sums[i];
     }
   }
@@ -288,7 +303,7 @@ class Builder {
 
   double current_score(int64_t slot) {
     // a slot that is drawn no more is not kept up to date
-    if (!options_.all_rows) return picked_.exact_score(rows_.row(slot));
+    if (!options_.all_rows) return picked_.exact_score(rows_.row(slot), 0, work_);
     double score;
     score_rows(&slot, 1, &score);
     return score;
@@ -309,11 +324,9 @@ class Builder {
   // body(begin, end) over all slots in whole chunks, and then their bounds; `work` is a slot's.
   template <typename Body>
   void for_each_chunk(int64_t work, const Body& body) {
-    const int64_t chunks = (slots_ + kChunk - 1) / kChunk;
-    team_.for_each(chunks, chunk_of(work * kChunk), [&](int64_t first, int64_t last) {
-      const int64_t begin = first * kChunk, end = std::min(last * kChunk, slots_);
-      body(begin, end);
-      if (lazy_) refresh_bounds(begin, end);
+    team_.for_each(chunks(), chunk_of(work * kGreedyChunk), [&](int64_t first, int64_t last) {
+      body(first * kGreedyChunk, std::min(last * kGreedyChunk, slots_));
+      if (lazy_) refresh_bounds(first, last);
     });
   }
 
@@ -327,7 +340,7 @@ class Builder {
     for (std::vector<int64_t>& slots : behind_) slots.clear();
     for (int64_t i = begin; i < end; ++i) {
       const int64_t slot = slot_of_draw_[i];
-      if (upto_[slot] == now || !left_[slot]) continue;
+      if (upto_[slot] == now || !left(slot)) continue;
       behind_[upto_[slot]].push_back(slot);
       upto_[slot] = now;
     }
@@ -353,7 +366,7 @@ class Builder {
       pointers[i] = rows_.row(slot);
       sums[i] = score_[slot];
     }
-    greedy_kernels<T>().block(pointers, picked_.block(from), to - from, rows_.d, sums);
+    kernels_.block(pointers, picked_.block(from), to - from, rows_.d, sums);
     for (int64_t i = 0; i < count; ++i) score_[slots[i]] = sums[i];
   }
 
@@ -361,7 +374,7 @@ class Builder {
     const T* const w = picked_.newest.data();
     // a product that waits for memory
     for_each_chunk(rows_.d * 8, [&](int64_t begin, int64_t end) {
-      greedy_kernels<T>().single(rows_.row(begin), end - begin, w, rows_.d, score_.data() + begin);
+      kernels_.single(rows_.row(begin), end - begin, w, rows_.d, score_.data() + begin);
     });
   }
 
@@ -370,7 +383,7 @@ class Builder {
   Candidate best_of_all(bool raise) {
     looked_.clear();
     for (int64_t slot = 0; slot < slots_; ++slot) {
-      if (left_[slot]) looked_.push_back(slot);
+      if (left(slot)) looked_.push_back(slot);
     }
     scores_.resize(looked_.size());
     for (size_t i = 0; i < looked_.size(); ++i) scores_[i] = score_[looked_[i]];
@@ -381,7 +394,7 @@ class Builder {
     const int64_t* slots = slot_of_draw_.data() + picked_.steps * m_;
     waiting_.clear();
     for (int64_t c = 0; c < m_; ++c) {
-      if (left_[slots[c]]) waiting_.push_back(slots[c]);
+      if (left(slots[c])) waiting_.push_back(slots[c]);
     }
     looked_.clear();
     scores_.clear();
@@ -391,14 +404,14 @@ class Builder {
       look(waiting_.data(), count);
       return resolve(raise);
     }
-    // the stale cost of a draw is a lower bound: those that it keeps above the best are not brought up to date
-    const auto lower = [&](int64_t slot) { return preference_.cost(score_[slot], rows_.squares[slot]); };
+    // draws whose stale scores keep them above the best are not brought up to date
+    const auto stale_bound = [&](int64_t slot) { return bound(slot, score_[slot]); };
     std::nth_element(waiting_.begin(), waiting_.begin() + kGreedyRows, waiting_.end(),
-                     [&](int64_t a, int64_t b) { return lower(a) < lower(b); });
+                     [&](int64_t a, int64_t b) { return stale_bound(a) < stale_bound(b); });
     double limit = look(waiting_.data(), kGreedyRows);
     int64_t kept = 0;
     for (int64_t i = kGreedyRows; i < count; ++i) {
-      if (lower(waiting_[i]) > limit) continue;
+      if (stale_bound(waiting_[i]) > limit) continue;
       waiting_[kept++] = waiting_[i];
       if (kept < kGreedyRows) continue;
       limit = std::min(limit, look(waiting_.data(), kept));
@@ -421,43 +434,51 @@ class Builder {
     });
     double limit = kInfinity;
     for (int64_t i = 0; i < count; ++i) {
-      const double score = scores_[before + i], square = rows_.squares[slots[i]];
-      const double cost = preference_.cost(score, square);
-      limit = std::min(limit, cost + Preference<T>::tie(cost) + 3 * preference_.error(score, square));
+      limit = std::min(limit, highest(cost(slots[i], scores_[before + i]), error(slots[i], scores_[before + i])));
     }
     return limit;
   }
 
-  void refresh_chunk(int64_t chunk) {
-    // four minima: one would wait for each comparison
-    static_assert(kChunk % 4 == 0);
-    const double* const bounds = bound_.data() + chunk * kChunk;
-    double least[4] = {bounds[0], bounds[1], bounds[2], bounds[3]};
-    for (int64_t i = 4; i < kChunk; i += 4) {
-      for (int64_t l = 0; l < 4; ++l) least[l] = std::min(least[l], bounds[i + l]);
-    }
-    lowest_[chunk] = std::min(std::min(least[0], least[1]), std::min(least[2], least[3]));
+  double cost(int64_t slot, double score) const { return preference_.cost(score, rows_.squares[slot]); }
+  double error(int64_t slot, double score) const {
+    return preference_.error(score, rows_.squares[slot], exact_score_[slot], exact_weight_[slot]);
+  }
+  // What a slot costs at least, now and after any more picks.
+  double bound(int64_t slot, double score) const { return cost(slot, score) - error(slot, score); }
+  // What a row that ties with one of this cost may cost at most.
+  static double highest(double cost, double error) {
+    return cost + error + Preference<T>::tie(std::fabs(cost) + error);
   }
 
-  // Of whole chunks.
   void refresh_bounds(int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      bound_[slot] = left_[slot] ? preference_.cost(score_[slot], rows_.squares[slot]) : kInfinity;
-    }
-    for (int64_t chunk = begin / kChunk; chunk * kChunk < end; ++chunk) refresh_chunk(chunk);
+    const double* const scores = score_.data();
+    const GreedyBounds of{options_.logdet ? 1 / kRidge : 0,
+                          picked_.weights[picked_.steps],
+                          preference_.share,
+                          scores,
+                          rows_.squares.data(),
+                          exact_score_.data(),
+                          exact_weight_.data(),
+                          absent_.data()};
+    kernels_.bounds(of, begin, end, bound_.data(), lowest_.data());
+  }
+
+  void refresh_chunk(int64_t chunk) {
+    const double* const bounds = bound_.data() + chunk * kGreedyChunk;
+    lowest_[chunk] = bounds[kernels_.lowest(bounds, kGreedyChunk)];
   }
 
   // Brings up to date the rows whose stale cost could still be the best.
   Candidate best_lazily() {
-    const int64_t chunk = std::min_element(lowest_.begin(), lowest_.end()) - lowest_.begin();
-    if (lowest_[chunk] == kInfinity) return {-1, -1, 0, 0};
-    const auto begin = bound_.begin() + chunk * kChunk;
-    const int64_t lowest = std::min_element(begin, begin + kChunk) - bound_.begin();
+    const int64_t chunk = kernels_.lowest(lowest_.data(), chunks());
+    if (lowest_[chunk] == kInfinity) return {-1, -1, 0};
+    const int64_t begin = chunk * kGreedyChunk;
+    const int64_t lowest = begin + kernels_.lowest(bound_.data() + begin, kGreedyChunk);
     // first the row of the lowest bound, and the best that the last step left: a low limit spares many others
     std::vector<int64_t>& waiting = waiting_;
     waiting.assign(1, lowest);
     for (const int64_t slot : looked_) {
-      if (left_[slot] && slot != lowest) waiting.push_back(slot);
+      if (left(slot) && slot != lowest) waiting.push_back(slot);
     }
     const int64_t group = std::min<int64_t>(kGreedyRows, waiting.size());
     std::partial_sort(waiting.begin() + 1, waiting.begin() + group, waiting.end(),
@@ -466,22 +487,10 @@ class Builder {
     scores_.clear();
     const double limit = look(waiting.data(), group);
     for (const int64_t slot : looked_) bound_[slot] = kInfinity;
-    // without branches, which nothing could foresee
-    waiting.resize(slots_ + kChunk);
-    int64_t count = 0;
-    for (size_t c = 0; c < lowest_.size(); ++c) {
-      if (lowest_[c] > limit) continue;
-      const int64_t begin = static_cast<int64_t>(c) * kChunk;
-      for (int64_t slot = begin; slot < begin + kChunk; ++slot) {
-        waiting[count] = slot;
-        count += bound_[slot] <= limit;
-      }
-    }
-    look(waiting.data(), count);
-    for (size_t i = 0; i < looked_.size(); ++i) {
-      bound_[looked_[i]] = preference_.cost(scores_[i], rows_.squares[looked_[i]]);
-    }
-    for (const int64_t slot : looked_) refresh_chunk(slot / kChunk);
+    waiting.resize(slots_ + kGreedyChunk);
+    look(waiting.data(), kernels_.within(bound_.data(), lowest_.data(), chunks(), limit, waiting.data()));
+    for (size_t i = 0; i < looked_.size(); ++i) bound_[looked_[i]] = bound(looked_[i], scores_[i]);
+    for (const int64_t slot : looked_) refresh_chunk(slot / kGreedyChunk);
     return resolve(true);
   }
 
@@ -489,46 +498,55 @@ class Builder {
 
   // The lowest row among looked_ that ties with the best; scores that rounding cannot tell apart are redone exactly.
   Candidate resolve(bool raise) {
-    if (looked_.empty()) return {-1, -1, 0, 0};
+    if (looked_.empty()) return {-1, -1, 0};
     const double sign = raise ? 1 : -1;
-    double least = kInfinity, least_error = 0;
+    double limit = kInfinity;
     for (size_t i = 0; i < looked_.size(); ++i) {
-      const double square = rows_.squares[looked_[i]];
-      const double cost = sign * preference_.cost(scores_[i], square);
-      if (cost < least) {
-        least = cost;
-        least_error = preference_.error(scores_[i], square);
-      }
+      limit = std::min(limit, highest(sign * cost(looked_[i], scores_[i]), error(looked_[i], scores_[i])));
     }
     near_.clear();
     for (size_t i = 0; i < looked_.size(); ++i) {
       const int64_t slot = looked_[i];
-      const double square = rows_.squares[slot];
-      const double cost = sign * preference_.cost(scores_[i], square);
-      const double slack = Preference<T>::tie(least) + least_error + preference_.error(scores_[i], square);
-      if (cost <= least + slack) near_.push_back({row_of(slot), slot, scores_[i], square});
+      if (sign * cost(slot, scores_[i]) - error(slot, scores_[i]) > limit) continue;
+      near_.push_back({row_of(slot), slot, scores_[i]});
     }
     if (near_.size() == 1) return near_[0];
-    least = kInfinity;
-    for (Candidate& candidate : near_) {
-      if (!options_.logdet) candidate.score = exact_score(candidate.slot);
-      least = std::min(least, sign * preference_.cost(candidate.score, candidate.square));
-    }
+    redo();
+    double least = kInfinity;
+    for (const Candidate& candidate : near_) least = std::min(least, sign * cost(candidate.slot, candidate.score));
     const Candidate* best = nullptr;
     for (const Candidate& candidate : near_) {
-      const double cost = sign * preference_.cost(candidate.score, candidate.square);
-      if (cost > least + Preference<T>::tie(least)) continue;
+      if (sign * cost(candidate.slot, candidate.score) > highest(least, 0)) continue;
       if (best == nullptr || candidate.row < best->row) best = &candidate;
     }
     return *best;
   }
 
-  // Kept per slot, so that a pool of duplicates costs one dot product per row and step, not one per pick.
-  double exact_score(int64_t slot) {
-    auto& [score, upto] = exact_[slot];
-    score += picked_.exact_score(rows_.row(slot), upto);
-    upto = picked_.steps;
-    return score;
+  // Scores of near_ in float64, each from the pick on that it was last exact for. What rounding had added is taken out
+  // of the slot's score, so that only later picks add more.
+  void redo() {
+    if constexpr (std::is_same_v<T, double>) return;
+    int64_t products = 0;
+    for (const Candidate& candidate : near_) products += picked_.steps - exact_picks_[candidate.slot];
+    redone_ += products;
+    const int64_t count = near_.size();
+    // in float64, from memory
+    team_.for_each(count, chunk_of(4 * rows_.d * (products / count + 1)), [&](int64_t begin, int64_t end) {
+      std::vector<double> work;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t slot = near_[i].slot;
+        exact_score_[slot] += picked_.exact_score(rows_.row(slot), exact_picks_[slot], work);
+        exact_weight_[slot] = picked_.weights[picked_.steps];
+        exact_picks_[slot] = picked_.steps;
+        score_[slot] += exact_score_[slot] - near_[i].score;
+        near_[i].score = exact_score_[slot];
+      }
+    });
+    if (!lazy_) return;
+    for (const Candidate& candidate : near_) {
+      bound_[candidate.slot] = bound(candidate.slot, candidate.score);
+      refresh_chunk(candidate.slot / kGreedyChunk);
+    }
   }
 
   const Source& source_;
@@ -537,16 +555,20 @@ class Builder {
   const int64_t starts_;
   const int64_t* draws_;
   const int64_t m_;
+  const GreedyKernels<T>& kernels_;
   Picked<T> picked_;
   Preference<T> preference_;
   const bool lazy_;
   Team team_;
 
   int64_t slots_ = 0, bad_row_ = -1, next_seen_ = 0, next_unseen_ = 0;
+  int64_t redone_ = 0;  // products that were redone in float64
   Rows<T> rows_, spare_;
   std::vector<double> score_;  // up to the last full block, or to the last pick where rows are updated each step
-  std::vector<uint8_t> left_;
-  std::vector<std::pair<double, int64_t>> exact_;
+  std::vector<double> absent_;  // infinity for slots that are not to be had, else 0
+  // the scores in float64 when they were last redone, and the picks and their weight then
+  std::vector<double> exact_score_, exact_weight_;
+  std::vector<int64_t> exact_picks_;
 
   std::vector<int32_t> slot_of_row_;
   std::vector<Entry> table_;
@@ -560,6 +582,7 @@ class Builder {
   std::vector<int64_t> looked_, waiting_;
   std::vector<double> scores_;
   std::vector<Candidate> near_;
+  std::vector<double> work_;
 };
 
 RowType row_type(const Tensor& pool) {
@@ -583,8 +606,29 @@ struct Arguments {
   Options options;
 };
 
-// T is what dot products are taken in, V the type of the traces returned.
+// One selection's picks, and its traces as V.
+template <typename V>
+struct Output {
+  int64_t* indices;
+  V *ranks, *objectives;
+  int64_t bad_row = -1;
+};
+
+// T is what dot products are taken in. Returns whether it was wide enough.
 template <typename T, typename V>
+bool build(const Source& source, const Options& options, const int64_t* start, int64_t starts, const int64_t* draws,
+           int64_t m, Output<V>& output) {
+  Builder<T> builder(source, options, start, starts, draws, m, output.indices);
+  if (!builder.run()) return false;
+  output.bad_row = builder.bad_row();
+  const Picked<T>& picked = builder.picked();
+  std::copy(picked.ranks.begin(), picked.ranks.end(), output.ranks);
+  std::copy(picked.objectives.begin(), picked.objectives.end(), output.objectives);
+  return true;
+}
+
+// V is the type of the traces, and of the dot products where it tells the rows apart.
+template <typename V>
 void select(const Arguments& a, Tensor& indices, Tensor& ranks, Tensor& objectives) {
   const Tensor& pool = a.pool;
   const int64_t batches = pool.size(0), n = pool.size(1), k = a.options.k;
@@ -597,13 +641,14 @@ void select(const Arguments& a, Tensor& indices, Tensor& ranks, Tensor& objectiv
       const char* data = static_cast<const char*>(pool.data_ptr()) + b * pool.stride(0) * element;
       const bool* valid = a.valid ? static_cast<const bool*>(a.valid->data_ptr()) + b * n : nullptr;
       const int64_t* draws = a.draws ? static_cast<const int64_t*>(a.draws->data_ptr()) + b * k * m : nullptr;
+      const int64_t* start = static_cast<const int64_t*>(a.start.data_ptr()) + b * starts;
       const Source source{data, type, element, pool.stride(1), n, pool.size(2), valid};
-      Builder<T> builder(source, a.options, static_cast<const int64_t*>(a.start.data_ptr()) + b * starts, starts, draws,
-                         m, static_cast<int64_t*>(indices.data_ptr()) + b * k);
-      bad[b] = builder.run();
-      const Picked<T>& picked = builder.picked();
-      std::copy(picked.ranks.begin(), picked.ranks.end(), static_cast<V*>(ranks.data_ptr()) + b * k);
-      std::copy(picked.objectives.begin(), picked.objectives.end(), static_cast<V*>(objectives.data_ptr()) + b * k);
+      Output<V> output{static_cast<int64_t*>(indices.data_ptr()) + b * k, static_cast<V*>(ranks.data_ptr()) + b * k,
+                       static_cast<V*>(objectives.data_ptr()) + b * k};
+      if (!build<V>(source, a.options, start, starts, draws, m, output)) {
+        build<double>(source, a.options, start, starts, draws, m, output);
+      }
+      bad[b] = output.bad_row;
     }
   });
   for (int64_t b = 0; b < batches; ++b) {
@@ -627,12 +672,9 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tens
   Tensor ranks = torch::stable::new_empty(pool, {pool.size(0), k}, values);
   Tensor objectives = torch::stable::new_empty(pool, {pool.size(0), k}, values);
   if (wide) {
-    select<double, double>(arguments, indices, ranks, objectives);
-  } else if (arguments.options.logdet) {
-    // its gains are differences of numbers a thousand times as large: float32 loses rows that are better by percents
-    select<double, float>(arguments, indices, ranks, objectives);
+    select<double>(arguments, indices, ranks, objectives);
   } else {
-    select<float, float>(arguments, indices, ranks, objectives);
+    select<float>(arguments, indices, ranks, objectives);
   }
   return {indices, ranks, objectives};
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 namespace spectral_kernels {
 
@@ -10,6 +11,26 @@ namespace spectral_kernels {
 constexpr int64_t kGreedyBlock = 16;
 // Rows that one call of `block` scores.
 constexpr int64_t kGreedyRows = 8;
+// Products that `block` adds up one after the other: sums of sums round less.
+constexpr int64_t kGreedyRun = 16;
+
+// What rounding does to a dot product of `block` or `single`, as a share of the product of the norms; one of the factors
+// may have been rounded to T.
+template <typename T>
+double dot_error(int64_t d) {
+  const int64_t roundings = kGreedyRun + (d + kGreedyRun - 1) / kGreedyRun + 2;
+  return static_cast<double>(roundings) * std::numeric_limits<T>::epsilon() / 2;
+}
+
+// Rows whose lowest bound is kept, so that a step does not read the bounds of all.
+constexpr int64_t kGreedyChunk = 16;
+
+// Bounds on costs score - square * per_square, below what rounding makes of the scores (Preference::error).
+struct GreedyBounds {
+  double per_square, weight, share;
+  const double *scores, *squares, *exact_scores, *exact_weights;
+  const double* absent;  // infinity for rows that are not to be had, else 0
+};
 
 enum class RowType { kDouble, kFloat, kBFloat16, kHalf };
 
@@ -27,6 +48,12 @@ struct GreedyKernels {
   // Copies a row, on request divided by max(its norm, 1e-12) and rounded to float; returns the squared norm before (NaN
   // or Inf if the row holds any).
   double (*pack)(const void* source, RowType type, int64_t d, bool normalize, bool round, T* row);
+  // Bounds of the rows of chunks [begin, end), and the lowest of each chunk.
+  void (*bounds)(const GreedyBounds& of, int64_t begin, int64_t end, double* bounds, double* lowest);
+  // Where the lowest of n values is.
+  int64_t (*lowest)(const double* values, int64_t n);
+  // Writes the rows whose bound is at most `limit`, with room for a chunk more; returns how many they are.
+  int64_t (*within)(const double* bounds, const double* lowest, int64_t chunks, double limit, int64_t* rows);
 };
 
 template <typename T>

@@ -82,6 +82,7 @@ struct Picked {
   std::vector<double> directions;  // (k, d) w of the log-determinant
   std::vector<T> columns;          // (blocks, d, kGreedyBlock) all w, zero beyond the last
   std::vector<T> newest;           // (d) the last w
+  std::vector<double> weights;     // (k + 1) sum of |w|^2 of the first i picks
   std::vector<double> squares, ranks, objectives;
   int64_t* indices;
 
@@ -91,6 +92,7 @@ struct Picked {
         rows(options_.k * d_),
         columns((options_.k + kGreedyBlock - 1) / kGreedyBlock * kGreedyBlock * d_),
         newest(d_),
+        weights(options_.k + 1),
         squares(options_.k),
         ranks(options_.k),
         objectives(options_.k),
@@ -110,15 +112,29 @@ struct Picked {
   int64_t full_blocks() const { return steps / kGreedyBlock; }
   const T* block(int64_t i) const { return columns.data() + i * d * kGreedyBlock; }
 
-  // Sum over the picks from `from` on of (x . pick)^2, in float64.
-  double exact_score(const T* x, int64_t from = 0) { return squared_products(rows.data(), x, from); }
+  // Sum over the picks from `from` on of (x . w)^2, in float64; `work` is room for it.
+  double exact_score(const T* x, int64_t from, std::vector<double>& work) const {
+    work.resize(options.k + d);
+    double* const products = work.data();
+    if (options.logdet) {
+      double* const wide = std::copy(x, x + d, products + options.k) - d;
+      greedy_kernels<double>().project(directions.data() + from * d, steps - from, wide, d, products);
+    } else {
+      greedy_kernels<T>().project(rows.data() + from * d, steps - from, x, d, products);
+    }
+    double sum = 0;
+    for (int64_t i = 0; i < steps - from; ++i) sum += products[i] * products[i];
+    return sum;
+  }
 
   void add(int64_t index, const T* x, double square, double score) {
     std::copy(x, x + d, rows.begin() + steps * d);
     squares[steps] = square;
+    weights[steps + 1] = weights[steps];
     if (options.logdet) {
-      add_direction(x);
+      weights[steps + 1] += add_direction(x);
     } else {
+      weights[steps + 1] += square;
       std::copy(x, x + d, newest.begin());
     }
     T* const column = columns.data() + full_blocks() * d * kGreedyBlock + in_block();
@@ -150,14 +166,6 @@ struct Picked {
   }
 
  private:
-  template <typename V>
-  double squared_products(const V* with, const V* x, int64_t from) {
-    greedy_kernels<V>().project(with + from * d, steps - from, x, d, products_.data());
-    double sum = 0;
-    for (int64_t i = 0; i < steps - from; ++i) sum += products_[i] * products_[i];
-    return sum;
-  }
-
   bool ranks_later() const { return options.logdet && !options.window; }
 
   // Sum over the picks before `step` of (its row . theirs)^2.
@@ -175,8 +183,8 @@ struct Picked {
     ranks[step] = rank();
   }
 
-  // w = A x / sqrt(1 + x A x). In float64, as what is left of |x|^2 / ridge is a small difference.
-  void add_direction(const T* x) {
+  // w = A x / sqrt(1 + x A x). In float64, as what is left of |x|^2 / ridge is a small difference. Returns |w|^2.
+  double add_direction(const T* x) {
     const GreedyKernels<double>& kernels = greedy_kernels<double>();
     std::copy(x, x + d, wide_.begin());
     if (inverse_.size() > 0) {
@@ -199,6 +207,9 @@ struct Picked {
       directions[steps * d + j] = last_[j];
       newest[j] = static_cast<T>(last_[j]);
     }
+    double weight;
+    kernels.project(last_.data(), 1, last_.data(), d, &weight);
+    return weight;
   }
 
   int64_t stride_ = 0;
@@ -212,10 +223,9 @@ struct Picked {
 template <typename T>
 struct Preference {
   const Picked<T>& picked;
-  double dot_error;  // of a dot product of unit rows in T
+  double share;
 
-  explicit Preference(const Picked<T>& p)
-      : picked(p), dot_error((p.d + 8) * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2) {}
+  explicit Preference(const Picked<T>& p) : picked(p), share(dot_error<T>(p.d)) {}
 
   // What a step that raises the objective minimises.
   double cost(double score, double square) const {
@@ -225,12 +235,12 @@ struct Preference {
     return -trace * trace / (picked.frobenius + 2 * score + square * square);
   }
 
-  // Bound on the rounding of cost(score), by Cauchy and Schwarz over the picks; the log-determinant promises none.
-  double error(double score, double square) const {
-    if (picked.options.logdet) return 0;
-    const double scale = square * picked.trace;
-    const double of_score = 2 * dot_error * std::sqrt(score * scale) + dot_error * dot_error * scale;
-    if (picked.options.normalize) return of_score;
+  // Bound on the rounding of cost(score): by Cauchy and Schwarz over the picks since the score was last exact.
+  double error(double score, double square, double exact_score, double exact_weight) const {
+    const double scale = square * (picked.weights[picked.steps] - exact_weight);
+    const double grown = std::max(score - exact_score, 0.0);
+    const double of_score = 2 * share * std::sqrt(grown * scale) + share * share * scale;
+    if (picked.options.logdet || picked.options.normalize) return of_score;
     const double f = picked.frobenius + 2 * score + square * square;
     return 2 * of_score / f * -cost(score, square);
   }
