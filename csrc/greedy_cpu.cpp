@@ -71,6 +71,20 @@ struct Candidate {
   double score;
 };
 
+// A slot that a step brought up to date.
+struct Looked {
+  int64_t slot;
+  double score = 0, cost = 0, error = 0;
+};
+
+// A slot that it may bring up to date, and what it costs at least.
+struct Waiting {
+  int64_t slot;
+  double bound = 0;
+
+  bool operator<(const Waiting& other) const { return bound < other.bound; }
+};
+
 // The slots of one selection: rows, their scores, and which are left.
 template <typename T>
 class Builder {
@@ -110,8 +124,11 @@ class Builder {
 
  private:
   bool going_on() const { return bad_row_ < 0 && sure(); }
-  // a quarter of what the plain method would multiply
-  bool sure() const { return redone_ <= (options_.all_rows ? source_.n : m_) * options_.k / 4; }
+  bool sure() const {
+    if (std::is_same_v<T, double>) return true;
+    // a quarter of what the plain method would multiply
+    return !out_of_range_ && redone_ <= (options_.all_rows ? source_.n : m_) * options_.k / 4;
+  }
 
   static int64_t chunk_of(int64_t work) { return std::max<int64_t>(1, kChunkWork / work); }
 
@@ -125,6 +142,7 @@ class Builder {
     if (!lazy_) return;
     lowest_.resize(chunks());
     bound_.resize(chunks() * kGreedyChunk);
+    within_.resize(slots_);
     refresh_bounds(0, chunks());
   }
 
@@ -156,6 +174,7 @@ class Builder {
     slots_ = row_of_slot_.size();
     allocate();
     upto_.resize(slots_);
+    drawn_at_.assign(slots_, -1);
     read_rows([this](int64_t slot) { return row_of_slot_[slot]; });
     for (int64_t i = 0; i < slots_; ++i) {
       absent_[i] = rows_.seen[i] && source_.allows(row_of_slot_[i]) ? 0 : kInfinity;
@@ -189,6 +208,9 @@ class Builder {
       }
     });
     if (checks_enabled()) bad_row_ = bad.row();
+    if (options_.normalize) return;
+    // products of rows as short as these vanish in float
+    for (int64_t slot = 0; slot < slots_; ++slot) out_of_range_ |= rows_.seen[slot] && rows_.squares[slot] < 1e-30;
   }
 
   struct Entry {
@@ -219,8 +241,11 @@ class Builder {
       }
       return take_lowest();
     }
-    const bool raise = kind == Step::kRaise;
-    const Candidate best = lazy_ ? best_lazily() : options_.all_rows ? best_of_all(raise) : best_of_draws(raise);
+    sign_ = kind == Step::kRaise ? 1 : -1;
+    limit_ = kInfinity;
+    std::swap(looked_, before_);
+    looked_.clear();
+    const Candidate best = lazy_ ? best_lazily() : options_.all_rows ? best_of_all() : best_of_draws();
     if (best.slot < 0) return take_lowest();
     take_slot(best.slot, best.row, best.score);
   }
@@ -281,17 +306,17 @@ class Builder {
 
   // ---- scores ----
 
-  void score_rows(const int64_t* slots, int64_t count, double* scores) const {
+  void score_rows(Looked* looked, int64_t count) const {
     const T* pointers[kGreedyRows];
     double sums[kGreedyRows];
     for (int64_t first = 0; first < count; first += kGreedyRows) {
       for (int64_t i = 0; i < kGreedyRows; ++i) {
-        const int64_t slot = slots[std::min(first + i, count - 1)];
+        const int64_t slot = looked[std::min(first + i, count - 1)].slot;
         pointers[i] = rows_.row(slot);
         sums[i] = score_[slot];
       }
       if (stale()) kernels_.block(pointers, picked_.block(picked_.full_blocks()), 1, rows_.d, sums);
-      for (int64_t i = 0; i < std::min(kGreedyRows, count - first); ++i) scores[first + i] = sums[i];
+      for (int64_t i = 0; i < std::min(kGreedyRows, count - first); ++i) looked[first + i].score = sums[i];
     }
   }
 
@@ -304,9 +329,9 @@ class Builder {
   double current_score(int64_t slot) {
     // a slot that is drawn no more is not kept up to date
     if (!options_.all_rows) return picked_.exact_score(rows_.row(slot), 0, work_);
-    double score;
-    score_rows(&slot, 1, &score);
-    return score;
+    Looked looked{slot};
+    score_rows(&looked, 1);
+    return looked.score;
   }
 
   void update_by_block() {
@@ -380,144 +405,139 @@ class Builder {
 
   // ---- choosing ----
 
-  Candidate best_of_all(bool raise) {
-    looked_.clear();
+  Candidate best_of_all() {
     for (int64_t slot = 0; slot < slots_; ++slot) {
-      if (left(slot)) looked_.push_back(slot);
+      if (left(slot)) looked_.push_back({slot, score_[slot]});
     }
-    scores_.resize(looked_.size());
-    for (size_t i = 0; i < looked_.size(); ++i) scores_[i] = score_[looked_[i]];
-    return resolve(raise);
+    judge(0);
+    return resolve();
   }
 
-  Candidate best_of_draws(bool raise) {
+  Candidate best_of_draws() {
     const int64_t* slots = slot_of_draw_.data() + picked_.steps * m_;
     waiting_.clear();
     for (int64_t c = 0; c < m_; ++c) {
-      if (left(slots[c])) waiting_.push_back(slots[c]);
+      if (!left(slots[c]) || drawn_at_[slots[c]] == picked_.steps) continue;
+      drawn_at_[slots[c]] = picked_.steps;
+      waiting_.push_back({slots[c]});
     }
-    looked_.clear();
-    scores_.clear();
     const int64_t count = waiting_.size();
-    const bool ordered = raise && (options_.normalize || options_.logdet);
+    const bool ordered = sign_ > 0 && (options_.normalize || options_.logdet);
     if (!ordered || !stale() || count <= kGreedyRows || rows_.d < kSortedFrom) {
-      look(waiting_.data(), count);
-      return resolve(raise);
+      look(count);
+      return resolve();
     }
     // draws whose stale scores keep them above the best are not brought up to date
-    const auto stale_bound = [&](int64_t slot) { return bound(slot, score_[slot]); };
-    std::nth_element(waiting_.begin(), waiting_.begin() + kGreedyRows, waiting_.end(),
-                     [&](int64_t a, int64_t b) { return stale_bound(a) < stale_bound(b); });
-    double limit = look(waiting_.data(), kGreedyRows);
+    for (Waiting& draw : waiting_) draw.bound = cost(draw.slot, score_[draw.slot]) - error(draw.slot, score_[draw.slot]);
+    std::nth_element(waiting_.begin(), waiting_.begin() + kGreedyRows, waiting_.end());
+    look(kGreedyRows);
     int64_t kept = 0;
     for (int64_t i = kGreedyRows; i < count; ++i) {
-      if (stale_bound(waiting_[i]) > limit) continue;
+      if (waiting_[i].bound > limit_) continue;
       waiting_[kept++] = waiting_[i];
       if (kept < kGreedyRows) continue;
-      limit = std::min(limit, look(waiting_.data(), kept));
+      look(kept);
       kept = 0;
     }
-    look(waiting_.data(), kept);
-    return resolve(true);
+    look(kept);
+    return resolve();
   }
 
-  // Brings slots up to date; returns what a row must cost at most to be the best beside them.
-  double look(const int64_t* slots, int64_t count) {
-    const size_t before = looked_.size();
-    looked_.insert(looked_.end(), slots, slots + count);
-    scores_.resize(looked_.size());
+  // Brings up to date the rows whose stale cost could still be the best.
+  Candidate best_lazily() {
+    const int64_t lowest = kernels_.lowest(bound_.data(), lowest_.data(), chunks());
+    if (lowest < 0) return {-1, -1, 0};
+    // first the row of the lowest bound, and the best that the last step left: a low limit spares many others
+    waiting_.assign(1, {lowest, -kInfinity});
+    for (const Looked& last : before_) {
+      if (left(last.slot) && last.slot != lowest) waiting_.push_back({last.slot, bound_[last.slot]});
+    }
+    const int64_t group = std::min<int64_t>(kGreedyRows, waiting_.size());
+    std::nth_element(waiting_.begin(), waiting_.begin() + group - 1, waiting_.end());
+    look(group);
+    for (const Looked& looked : looked_) bound_[looked.slot] = kInfinity;
+    // a limit that overflows must not let slots in that have no row
+    const double limit = std::min(limit_, std::numeric_limits<double>::max());
+    const int64_t count = kernels_.within(bound_.data(), lowest_.data(), chunks(), limit, within_.data());
+    waiting_.resize(std::max(count, group));
+    for (int64_t i = 0; i < count; ++i) waiting_[i].slot = within_[i];
+    look(count);
+    for (const Looked& looked : looked_) bound_[looked.slot] = looked.cost - looked.error;
+    for (const Looked& looked : looked_) refresh_chunk(looked.slot / kGreedyChunk);
+    return resolve();
+  }
+
+  // Brings the first `count` slots that wait up to date.
+  void look(int64_t count) {
+    const int64_t before = looked_.size();
+    for (int64_t i = 0; i < count; ++i) looked_.push_back({waiting_[i].slot});
     // groups of rows that lie far apart: each waits for memory some 0.5 us
     const int64_t groups = (count + kGreedyRows - 1) / kGreedyRows;
     team_.for_each(groups, 3, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kGreedyRows, last = std::min(end * kGreedyRows, count);
-      score_rows(slots + first, last - first, scores_.data() + before + first);
+      score_rows(looked_.data() + before + first, last - first);
     });
-    double limit = kInfinity;
-    for (int64_t i = 0; i < count; ++i) {
-      limit = std::min(limit, highest(cost(slots[i], scores_[before + i]), error(slots[i], scores_[before + i])));
+    judge(before);
+  }
+
+  // Costs of the slots looked at from the given one on, and what another may cost at most to tie with the best.
+  void judge(int64_t from) {
+    for (size_t i = from; i < looked_.size(); ++i) {
+      Looked& looked = looked_[i];
+      looked.cost = sign_ * cost(looked.slot, looked.score);
+      looked.error = error(looked.slot, looked.score);
+      if (!std::isfinite(looked.cost - looked.error)) {
+        out_of_range_ = true;
+        looked.cost = kInfinity;
+        looked.error = 0;
+      }
+      limit_ = std::min(limit_, highest(looked.cost, looked.error));
     }
-    return limit;
   }
 
   double cost(int64_t slot, double score) const { return preference_.cost(score, rows_.squares[slot]); }
   double error(int64_t slot, double score) const {
     return preference_.error(score, rows_.squares[slot], exact_score_[slot], exact_weight_[slot]);
   }
-  // What a slot costs at least, now and after any more picks.
-  double bound(int64_t slot, double score) const { return cost(slot, score) - error(slot, score); }
-  // What a row that ties with one of this cost may cost at most.
   static double highest(double cost, double error) {
     return cost + error + Preference<T>::tie(std::fabs(cost) + error);
   }
 
   void refresh_bounds(int64_t begin, int64_t end) {
-    const double* const scores = score_.data();
-    const GreedyBounds of{options_.logdet ? 1 / kRidge : 0,
-                          picked_.weights[picked_.steps],
-                          preference_.share,
-                          scores,
-                          rows_.squares.data(),
-                          exact_score_.data(),
-                          exact_weight_.data(),
-                          absent_.data()};
+    const GreedyBounds of{options_.logdet ? 1 / kRidge : 0, picked_.weights[picked_.steps], preference_.share,
+                          score_.data(),        rows_.squares.data(),             exact_score_.data(),
+                          exact_weight_.data(), absent_.data()};
     kernels_.bounds(of, begin, end, bound_.data(), lowest_.data());
   }
 
   void refresh_chunk(int64_t chunk) {
+    // four minima: one would wait for each comparison
+    static_assert(kGreedyChunk % 4 == 0);
     const double* const bounds = bound_.data() + chunk * kGreedyChunk;
-    lowest_[chunk] = bounds[kernels_.lowest(bounds, kGreedyChunk)];
-  }
-
-  // Brings up to date the rows whose stale cost could still be the best.
-  Candidate best_lazily() {
-    const int64_t chunk = kernels_.lowest(lowest_.data(), chunks());
-    if (lowest_[chunk] == kInfinity) return {-1, -1, 0};
-    const int64_t begin = chunk * kGreedyChunk;
-    const int64_t lowest = begin + kernels_.lowest(bound_.data() + begin, kGreedyChunk);
-    // first the row of the lowest bound, and the best that the last step left: a low limit spares many others
-    std::vector<int64_t>& waiting = waiting_;
-    waiting.assign(1, lowest);
-    for (const int64_t slot : looked_) {
-      if (left(slot) && slot != lowest) waiting.push_back(slot);
+    double least[4] = {bounds[0], bounds[1], bounds[2], bounds[3]};
+    for (int64_t i = 4; i < kGreedyChunk; i += 4) {
+      for (int64_t l = 0; l < 4; ++l) least[l] = std::min(least[l], bounds[i + l]);
     }
-    const int64_t group = std::min<int64_t>(kGreedyRows, waiting.size());
-    std::partial_sort(waiting.begin() + 1, waiting.begin() + group, waiting.end(),
-                      [&](int64_t a, int64_t b) { return bound_[a] < bound_[b]; });
-    looked_.clear();
-    scores_.clear();
-    const double limit = look(waiting.data(), group);
-    for (const int64_t slot : looked_) bound_[slot] = kInfinity;
-    waiting.resize(slots_ + kGreedyChunk);
-    look(waiting.data(), kernels_.within(bound_.data(), lowest_.data(), chunks(), limit, waiting.data()));
-    for (size_t i = 0; i < looked_.size(); ++i) bound_[looked_[i]] = bound(looked_[i], scores_[i]);
-    for (const int64_t slot : looked_) refresh_chunk(slot / kGreedyChunk);
-    return resolve(true);
+    lowest_[chunk] = std::min(std::min(least[0], least[1]), std::min(least[2], least[3]));
   }
 
   int64_t row_of(int64_t slot) const { return options_.all_rows ? slot : row_of_slot_[slot]; }
 
   // The lowest row among looked_ that ties with the best; scores that rounding cannot tell apart are redone exactly.
-  Candidate resolve(bool raise) {
-    if (looked_.empty()) return {-1, -1, 0};
-    const double sign = raise ? 1 : -1;
-    double limit = kInfinity;
-    for (size_t i = 0; i < looked_.size(); ++i) {
-      limit = std::min(limit, highest(sign * cost(looked_[i], scores_[i]), error(looked_[i], scores_[i])));
-    }
+  Candidate resolve() {
     near_.clear();
-    for (size_t i = 0; i < looked_.size(); ++i) {
-      const int64_t slot = looked_[i];
-      if (sign * cost(slot, scores_[i]) - error(slot, scores_[i]) > limit) continue;
-      near_.push_back({row_of(slot), slot, scores_[i]});
+    for (const Looked& looked : looked_) {
+      if (looked.cost - looked.error <= limit_) near_.push_back({row_of(looked.slot), looked.slot, looked.score});
     }
+    if (near_.empty()) return {-1, -1, 0};
     if (near_.size() == 1) return near_[0];
-    redo();
-    double least = kInfinity;
-    for (const Candidate& candidate : near_) least = std::min(least, sign * cost(candidate.slot, candidate.score));
+    if constexpr (!std::is_same_v<T, double>) redo();
+    double limit = kInfinity;
+    for (const Candidate& near : near_) limit = std::min(limit, highest(sign_ * cost(near.slot, near.score), 0));
     const Candidate* best = nullptr;
-    for (const Candidate& candidate : near_) {
-      if (sign * cost(candidate.slot, candidate.score) > highest(least, 0)) continue;
-      if (best == nullptr || candidate.row < best->row) best = &candidate;
+    for (const Candidate& near : near_) {
+      if (sign_ * cost(near.slot, near.score) > limit) continue;
+      if (best == nullptr || near.row < best->row) best = &near;
     }
     return *best;
   }
@@ -525,9 +545,8 @@ class Builder {
   // Scores of near_ in float64, each from the pick on that it was last exact for. What rounding had added is taken out
   // of the slot's score, so that only later picks add more.
   void redo() {
-    if constexpr (std::is_same_v<T, double>) return;
     int64_t products = 0;
-    for (const Candidate& candidate : near_) products += picked_.steps - exact_picks_[candidate.slot];
+    for (const Candidate& near : near_) products += picked_.steps - exact_picks_[near.slot];
     redone_ += products;
     const int64_t count = near_.size();
     // in float64, from memory
@@ -543,9 +562,9 @@ class Builder {
       }
     });
     if (!lazy_) return;
-    for (const Candidate& candidate : near_) {
-      bound_[candidate.slot] = bound(candidate.slot, candidate.score);
-      refresh_chunk(candidate.slot / kGreedyChunk);
+    for (const Candidate& near : near_) {
+      bound_[near.slot] = cost(near.slot, near.score);
+      refresh_chunk(near.slot / kGreedyChunk);
     }
   }
 
@@ -563,6 +582,7 @@ class Builder {
 
   int64_t slots_ = 0, bad_row_ = -1, next_seen_ = 0, next_unseen_ = 0;
   int64_t redone_ = 0;  // products that were redone in float64
+  bool out_of_range_ = false;
   Rows<T> rows_, spare_;
   std::vector<double> score_;  // up to the last full block, or to the last pick where rows are updated each step
   std::vector<double> absent_;  // infinity for slots that are not to be had, else 0
@@ -575,12 +595,16 @@ class Builder {
   int shift_ = 0;
   std::vector<int64_t> row_of_slot_, slot_of_draw_;
   std::vector<int64_t> upto_;                        // full blocks of picks in score_
+  std::vector<int64_t> drawn_at_;                    // the last step that drew a slot, as a step may draw it twice
   std::vector<std::vector<int64_t>> behind_;         // slots to be brought up to date, by upto_
   std::vector<std::pair<int64_t, int64_t>> groups_;  // upto_, first slot of behind_[upto_]
 
   std::vector<double> bound_, lowest_;  // stale costs, and the lowest of each chunk
-  std::vector<int64_t> looked_, waiting_;
-  std::vector<double> scores_;
+  std::vector<int64_t> within_;
+  std::vector<Waiting> waiting_;
+  // of this step and the last; whether costs are of raising (1) or lowering (-1), and the most that can tie with the best
+  std::vector<Looked> looked_, before_;
+  double sign_ = 1, limit_ = kInfinity;
   std::vector<Candidate> near_;
   std::vector<double> work_;
 };

@@ -50,9 +50,9 @@ struct GreedyKernels {
   double (*pack)(const void* source, RowType type, int64_t d, bool normalize, bool round, T* row);
   // Bounds of the rows of chunks [begin, end), and the lowest of each chunk.
   void (*bounds)(const GreedyBounds& of, int64_t begin, int64_t end, double* bounds, double* lowest);
-  // Where the lowest of n values is.
-  int64_t (*lowest)(const double* values, int64_t n);
-  // Writes the rows whose bound is at most `limit`, with room for a chunk more; returns how many they are.
+  // A row of the lowest bound, -1 where all are infinite.
+  int64_t (*lowest)(const double* bounds, const double* lowest, int64_t chunks);
+  // Writes the rows whose bound is at most `limit`; returns how many they are.
   int64_t (*within)(const double* bounds, const double* lowest, int64_t chunks, double limit, int64_t* rows);
 };
 
