@@ -101,7 +101,7 @@ class Builder {
         picked_(options, source.d, indices),
         preference_(picked_),
         lazy_(options.all_rows && !options.window && (options.normalize || options.logdet)),
-        team_(4 * options.k + 3) {}
+        team_(5 * options.k + 4) {}
 
   const Picked<T>& picked() const { return picked_; }
 
@@ -126,8 +126,9 @@ class Builder {
   bool going_on() const { return bad_row_ < 0 && sure(); }
   bool sure() const {
     if (std::is_same_v<T, double>) return true;
-    // a quarter of what the plain method would multiply
-    return !out_of_range_ && redone_ <= (options_.all_rows ? source_.n : m_) * options_.k / 4;
+    // a quarter of the products that the plain method would take
+    const int64_t products = (options_.all_rows ? source_.n : m_ * options_.k / 2) * options_.k;
+    return !out_of_range_ && redone_ <= products / 4;
   }
 
   static int64_t chunk_of(int64_t work) { return std::max<int64_t>(1, kChunkWork / work); }
@@ -292,16 +293,17 @@ class Builder {
 
   void commit(int64_t row, const T* x, double square, double score) {
     picked_.add(row, x, square, score);
-    // the first block's stale scores are all 0 and hold nothing back
-    if (options_.all_rows && (!lazy_ || picked_.steps <= kGreedyBlock)) {
+    if (options_.all_rows && eager_) {
       update_by_newest();
     } else if (picked_.in_block() == 0) {
       if (options_.all_rows) {
-        update_by_block();
+        update_by_block(picked_.full_blocks() - 1);
       } else {
         update_drawn();
       }
     }
+    // before that, stale scores are all 0 and hold nothing back
+    if (lazy_ && picked_.steps == kGreedyBlock) eager_ = false;
   }
 
   // ---- scores ----
@@ -322,8 +324,7 @@ class Builder {
 
   // Whether score_ lacks the picks of the block that is being filled.
   bool stale() const {
-    if (options_.all_rows && (!lazy_ || picked_.steps <= kGreedyBlock)) return false;
-    return picked_.in_block() != 0;
+    return !(options_.all_rows && eager_) && picked_.in_block() != 0;
   }
 
   double current_score(int64_t slot) {
@@ -334,14 +335,13 @@ class Builder {
     return looked.score;
   }
 
-  void update_by_block() {
-    const int64_t newest = picked_.full_blocks() - 1;
+  void update_by_block(int64_t block) {
     for_each_chunk(rows_.d * kGreedyBlock, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin; first < end; first += kGreedyRows) {
         int64_t slots[kGreedyRows];
         const int64_t count = std::min(kGreedyRows, end - first);
         for (int64_t i = 0; i < count; ++i) slots[i] = first + i;
-        add_blocks(slots, count, newest, newest + 1);
+        add_blocks(slots, count, block, block + 1);
       }
     });
   }
@@ -464,7 +464,17 @@ class Builder {
     look(count);
     for (const Looked& looked : looked_) bound_[looked.slot] = looked.cost - looked.error;
     for (const Looked& looked : looked_) refresh_chunk(looked.slot / kGreedyChunk);
-    return resolve();
+    const Candidate best = resolve();
+    if (!eager_) stop_waiting_where_it_costs();
+    return best;
+  }
+
+  // Rows that are much alike are all looked at in every step. Then it costs less to bring them all up to date.
+  void stop_waiting_where_it_costs() {
+    looked_at_ += looked_.size();
+    if (looked_at_ < slots_ * (picked_.steps + kGreedyBlock) / 8) return;
+    if (picked_.in_block() != 0) update_by_block(picked_.full_blocks());
+    eager_ = true;
   }
 
   // Brings the first `count` slots that wait up to date.
@@ -577,10 +587,12 @@ class Builder {
   const GreedyKernels<T>& kernels_;
   Picked<T> picked_;
   Preference<T> preference_;
-  const bool lazy_;
+  const bool lazy_;    // whether stale scores are bounds
+  bool eager_ = true;  // whether all scores are brought up to date after every pick
   Team team_;
 
   int64_t slots_ = 0, bad_row_ = -1, next_seen_ = 0, next_unseen_ = 0;
+  int64_t looked_at_ = 0;
   int64_t redone_ = 0;  // products that were redone in float64
   bool out_of_range_ = false;
   Rows<T> rows_, spare_;
