@@ -14,8 +14,8 @@ constexpr int64_t kGreedyRows = 8;
 // Products that `block` adds up one after the other: sums of sums round less.
 constexpr int64_t kGreedyRun = 16;
 
-// What rounding does to a dot product of `block` or `single`, as a share of the product of the norms; one of the factors
-// may have been rounded to T.
+// What rounding does to a dot product of `block` or `single`, as a share of the product of the norms; one of the
+// factors may have been rounded to T.
 template <typename T>
 double dot_error(int64_t d) {
   const int64_t roundings = kGreedyRun + (d + kGreedyRun - 1) / kGreedyRun + 2;

@@ -235,27 +235,58 @@ def test_draws_that_stay_stale_could_not_have_won(d: int, normalize: bool, objec
     assert torch.equal(*found)
 
 
-def _logdet_pool(kind: str, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    n, d = (64, 2) if kind == "norms" else ((17, 64, 127, 500)[seed % 4], (65, 128, 300)[seed % 3])
+def _hard_pool(kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Up to 600 rows that float32 cannot tell apart by what they add."""
+    n = int(torch.randint(2, 600, (), generator=generator))
+    d = (1, 2, 5, 64, 123, 129)[int(torch.randint(6, (), generator=generator))]
     z = torch.randn(n, d, generator=generator)
     if kind == "norms":
         return z * torch.randn(n, 1, generator=generator).exp() ** 2
-    centres = z[torch.randint(0, 3, (n,), generator=generator)]
+    if kind == "duplicates":
+        return z[torch.randint(max(1, n // 50), (n,), generator=generator)]
+    if kind == "low rank":
+        return torch.randn(n, 2, generator=generator) @ torch.randn(2, d, generator=generator) + 1e-3 * z
+    centres = z[torch.randint(min(3, n), (n,), generator=generator)]
     return 3 * (centres + 1e-3 * torch.randn(n, d, generator=generator))
 
 
+@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
+@pytest.mark.parametrize("kind", ("norms", "duplicates", "low rank", "clusters"))
+def test_float_rows_are_picked_as_float64_would(kind: str, objective: str) -> None:
+    """By log-determinant, gains may be a million times smaller than the numbers that they are left of."""
+    for seed in range(30):
+        pool = _hard_pool(kind, generator(seed))
+        options = {"candidates": (None, 8, 40)[seed % 3], "objective": objective, "normalize": False, "start": 0}
+        narrow, wide = (
+            sk.greedy_select(rows, min(100, len(pool)), generator=generator(seed), backend="cpp", **options)
+            for rows in (pool, pool.double())
+        )
+        assert torch.equal(narrow.indices, wide.indices), f"seed {seed}"
+        torch.testing.assert_close(narrow.objective.double(), wide.objective, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("candidates", (None, 8))
-@pytest.mark.parametrize("kind, normalize", (("norms", False), ("clusters", False), ("clusters", True)))
-def test_logdet_gains_are_not_lost_in_rounding(kind: str, normalize: bool, candidates: int | None) -> None:
-    """Norms that differ by orders, and tight clusters: gains a million times smaller than what they are left of."""
-    for seed in range(60):
-        pool = _logdet_pool(kind, seed)
+def test_logdet_of_tight_clusters_of_unit_rows(candidates: int | None) -> None:
+    for seed in range(30):
+        pool = _hard_pool("clusters", generator(seed))
         reached = [
             sk.greedy_select(
-                pool, min(16, len(pool)), candidates=candidates, objective="logdet", normalize=normalize, start=0,
-                backend=backend, generator=torch.Generator().manual_seed(seed),
+                pool, min(16, len(pool)), candidates=candidates, objective="logdet", start=0, backend=backend,
+                generator=generator(seed),
             ).objective
             for backend in ("cpp", "reference")
         ]  # fmt: skip
         torch.testing.assert_close(*reached, rtol=1e-4, atol=1e-6, msg=lambda text, s=seed: f"seed {s}: {text}")
+
+
+@pytest.mark.parametrize("scale", (1e-30, 1e-20, 1e20, 3e37))
+@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
+@pytest.mark.parametrize("candidates", (None, 8))
+def test_products_beyond_floats_range(scale: float, objective: str, candidates: int | None) -> None:
+    pool = torch.randn(123, 33) * scale
+    options = {"candidates": candidates, "objective": objective, "normalize": False, "start": 0}
+    narrow, wide = (
+        sk.greedy_select(rows, 20, generator=generator(), backend="cpp", **options) for rows in (pool, pool.double())
+    )
+    assert torch.equal(narrow.indices, wide.indices)
+    assert torch.isfinite(narrow.objective).all()

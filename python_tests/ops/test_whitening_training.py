@@ -98,3 +98,16 @@ def test_gradient_of_few_rows_in_half_precision(n: int, center: bool) -> None:
     white = sk.whiten(exact, shrinkage=0.01, center=center, backend="reference")
     (expected,) = torch.autograd.grad(white, exact, grad.bfloat16().double())
     assert float((found.double() - expected).abs().max()) <= 0.01 * float(expected.abs().max()) + 1e-6
+
+
+@pytest.mark.parametrize("method", ("cholesky", "zca", "newton_schulz"))
+def test_a_result_that_the_gradient_needs_may_not_be_written_over(method: str) -> None:
+    z = torch.randn(64, 5, requires_grad=True)
+    y = sk.whiten(z, method=method, backend="cpp")
+    with torch.no_grad():
+        y.mul_(2)
+    if method != "cholesky":
+        y.sum().backward()
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

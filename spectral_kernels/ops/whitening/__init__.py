@@ -43,8 +43,10 @@ define(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     z, *ctx.options, ctx.backend = inputs
     y, mean = output[:2]
-    # C++ makes half of the gradient from the result, where that is not rounded to less than the mean
-    ctx.save_for_backward(z, *output[1:], y if ctx.backend == "cpp" and y.dtype == mean.dtype else None)
+    method = ctx.options[0]
+    # by Cholesky, C++ makes half of the gradient from the result, where that is not rounded to less than the mean
+    saved = ctx.backend == "cpp" and method == "cholesky" and y.dtype == mean.dtype
+    ctx.save_for_backward(z, *output[1:], y if saved else None)
     ctx.mark_non_differentiable(*output[1:])
 
 
