@@ -252,7 +252,7 @@ def _hard_pool(kind: str, generator: torch.Generator) -> torch.Tensor:
 
 @pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
 @pytest.mark.parametrize("kind", ("norms", "duplicates", "low rank", "clusters"))
-def test_float_rows_are_picked_as_float64_would(kind: str, objective: str) -> None:
+def test_cpp_picks_from_float_rows_as_from_float64(kind: str, objective: str) -> None:
     """By log-determinant, gains may be a million times smaller than the numbers that they are left of."""
     for seed in range(30):
         pool = _hard_pool(kind, generator(seed))
@@ -266,7 +266,7 @@ def test_float_rows_are_picked_as_float64_would(kind: str, objective: str) -> No
 
 
 @pytest.mark.parametrize("candidates", (None, 8))
-def test_logdet_of_tight_clusters_of_unit_rows(candidates: int | None) -> None:
+def test_cpp_logdet_of_tight_clusters_of_unit_rows(candidates: int | None) -> None:
     for seed in range(30):
         pool = _hard_pool("clusters", generator(seed))
         reached = [
@@ -282,7 +282,7 @@ def test_logdet_of_tight_clusters_of_unit_rows(candidates: int | None) -> None:
 @pytest.mark.parametrize("scale", (1e-30, 1e-20, 1e20, 3e37))
 @pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
 @pytest.mark.parametrize("candidates", (None, 8))
-def test_products_beyond_floats_range(scale: float, objective: str, candidates: int | None) -> None:
+def test_cpp_where_products_leave_floats_range(scale: float, objective: str, candidates: int | None) -> None:
     pool = torch.randn(123, 33) * scale
     options = {"candidates": candidates, "objective": objective, "normalize": False, "start": 0}
     narrow, wide = (
