@@ -240,7 +240,7 @@ class Builder {
       return false;
     }
     if (seen && !spare_.seen[0]) return false;
-    commit(row, spare_.row(0), spare_.squares[0], picked_.exact_score(spare_.row(0), 0, work_));
+    commit(row, spare_.row(0), spare_.squares[0], picked_.exact_score(spare_.row(0), 0, 0, work_));
     return true;
   }
 
@@ -289,7 +289,7 @@ class Builder {
 
   double current_score(int64_t slot) {
     // a slot that is drawn no more is not kept up to date
-    if (!options_.all_rows) return picked_.exact_score(rows_.row(slot), 0, work_);
+    if (!options_.all_rows) return picked_.exact_score(rows_.row(slot), 0, 0, work_);
     Looked looked{slot};
     score_rows(&looked, 1);
     return looked.score;
@@ -530,7 +530,7 @@ class Builder {
       std::vector<double> work;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t slot = near_[i].slot;
-        exact_score_[slot] += picked_.exact_score(rows_.row(slot), exact_picks_[slot], work);
+        exact_score_[slot] = picked_.exact_score(rows_.row(slot), exact_picks_[slot], exact_score_[slot], work);
         exact_weight_[slot] = picked_.weights[picked_.steps];
         exact_picks_[slot] = picked_.steps;
         score_[slot] += exact_score_[slot] - near_[i].score;

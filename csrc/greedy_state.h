@@ -112,8 +112,9 @@ struct Picked {
   int64_t full_blocks() const { return steps / kGreedyBlock; }
   const T* block(int64_t i) const { return columns.data() + i * d * kGreedyBlock; }
 
-  // Sum over the picks from `from` on of (x . w)^2, in float64; `work` is room for it.
-  double exact_score(const T* x, int64_t from, std::vector<double>& work) const {
+  // `score` of the picks before `from` and (x . w)^2 of each from there on, in float64; `work` is room for them. One is
+  // added after the other, so that duplicates have the same score whenever they were last redone.
+  double exact_score(const T* x, int64_t from, double score, std::vector<double>& work) const {
     work.resize(options.k + d);
     double* const products = work.data();
     if (options.logdet) {
@@ -122,9 +123,8 @@ struct Picked {
     } else {
       greedy_kernels<T>().project(rows.data() + from * d, steps - from, x, d, products);
     }
-    double sum = 0;
-    for (int64_t i = 0; i < steps - from; ++i) sum += products[i] * products[i];
-    return sum;
+    for (int64_t i = 0; i < steps - from; ++i) score += products[i] * products[i];
+    return score;
   }
 
   void add(int64_t index, const T* x, double square, double score) {
