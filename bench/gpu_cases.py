@@ -1,4 +1,4 @@
-"""What bench/gpu.py checks and times: every op at sizes that are met in training, beside what one would write instead."""
+"""What bench/gpu_check.py checks and times: every op at sizes that are met in training, beside what one would write instead."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ class Case:
         eager: as one would write it in torch; its error is the measure of ours.
         work: what its floor is counted from.
         peers: label -> another call for the same thing, such as a library's.
+        routes: label -> the same op by another backend or precision, checked and timed too.
         compiled: whether torch.compile of `eager` is timed too.
         synchronises: labels of calls that a CUDA graph cannot hold; these are timed by the clock.
         allowed: error beyond the eager one's that is granted, relative to the largest value.
@@ -47,6 +48,7 @@ class Case:
     work: Work
     exact: Call | None = None
     peers: dict[str, Call] = field(default_factory=dict)
+    routes: dict[str, Call] = field(default_factory=dict)
     compiled: bool = True
     synchronises: Sequence[str] = ()
     allowed: float = 2e-6
@@ -78,6 +80,11 @@ def triangle(n: float, d: float) -> float:
     return n * d * (d + 1)
 
 
+def other(z: Tensor, backend: str) -> str | None:
+    """A backend to force on a GPU; elsewhere there is none to choose."""
+    return backend if z.is_cuda else None
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
 
@@ -100,6 +107,10 @@ def covariance_cases(tiny: bool) -> Iterator[Case]:
             Work(item * n * d + 4 * d * d, triangle(n, d) * (1 if item == 2 else 3), "bf16", 2),
             exact=lambda z: eager_covariance(z.double()),
             peers={"torch.matmul alone": lambda z: z.mT @ z},
+            routes={
+                precision: lambda z, precision=precision: sk.covariance(z, normalize=True, precision=precision)
+                for precision in (("bf16x3", "tf32") if item == 4 else ())
+            },
             goal=goal,
         )
 
@@ -151,8 +162,9 @@ def rank_cases(tiny: bool) -> Iterator[Case]:
             values,
             Work(64 * (4 * n * d + 8 * d * d), 64 * (triangle(n, d) + 4 / 3 * d**3), "fp64", 2, d - 2),
             exact=lambda z: values(z.double()),
+            routes={"triton": lambda z: sk.spectrum(z, backend=other(z, "triton"))},
             compiled=False,
-            synchronises=("eager",),
+            synchronises=("eager", "triton"),
             goal=goal,
         )
 
@@ -180,6 +192,7 @@ def whitening_cases(tiny: bool) -> Iterator[Case]:
         eager,
         Work(2 * 4 * 4096 * d, 3 * half, "bf16", 3, d),
         exact=lambda z: eager(z.double()),
+        routes={"triton": lambda z: sk.whiten(z, backend=other(z, "triton"))},
         compiled=False,
         allowed=2e-5,
     )
@@ -238,8 +251,11 @@ def greedy_cases(tiny: bool) -> Iterator[Case]:
         k = 16 if tiny else 256
         label = "all rows" if m is None else f"{m} candidates"
 
-        def ours(z: Tensor, k: int = k, m: int | None = m, objective: str = objective) -> Tensor:
-            return sk.greedy_select(z, k, candidates=m, objective=objective, start=0).indices
+        def ours(
+            z: Tensor, k: int = k, m: int | None = m, objective: str = objective, backend: str | None = None
+        ) -> Tensor:
+            forced = None if backend is None else other(z, backend)
+            return sk.greedy_select(z, k, candidates=m, objective=objective, start=0, backend=forced).indices
 
         yield Case(
             f"greedy_select {objective} 256 of {n}x128, {label}",
@@ -247,6 +263,10 @@ def greedy_cases(tiny: bool) -> Iterator[Case]:
             ours,
             lambda z, k=k, m=m, objective=objective: eager(z, k, m, objective),
             Work(4 * n * 128, 2 * 256 * min(n, m or n) * 128, "fp32", 2, 255),
+            routes={
+                backend: lambda z, ours=ours, backend=backend: ours(z, backend=backend)
+                for backend in (("cuda", "triton") if n <= 6144 else ())
+            },
             compiled=False,
             score=logdet if objective == "logdet" else reached,
             # draws differ
@@ -298,6 +318,12 @@ def loss_cases(tiny: bool) -> Iterator[Case]:
             Work(2 * item * 4096 * d, 4 * 4096 * 4096 * d, unit),
             exact=lambda q, k: autograd_norms(q.double(), k.double()),
             peers={"SDPA with V = K": attention_norms},
+            routes={
+                precision: lambda q, k, precision=precision: sk.info_nce_grad_norms(
+                    q, k, temperature=0.1, precision=precision
+                )
+                for precision in (("bf16x3", "tf32") if item == 4 else ("tf32",))
+            },
             compiled=False,
             allowed=2e-5 if item == 4 else 2e-3,
             goal=30.0 if item == 2 else None,

@@ -1,7 +1,7 @@
 """Floors: what an op must at least cost on a GPU, from counted bytes, flops, launches and dependent steps.
 
     python bench/roofline.py                                     every case of gpu_cases.py on an H100
-    python bench/roofline.py --gpu H200 --measured FILE          beside the medians of a file of bench/gpu.py
+    python bench/roofline.py --gpu H200 --measured FILE          beside the medians of bench/gpu_check.py
 
 A floor is the largest of four times: bytes read and written once over the bandwidth of memory; products over the rate of
 the unit that does them, symmetric ones counted half; launches; steps of which each needs the one before. Rates are the
@@ -82,12 +82,12 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", default="H100", choices=sorted(GPUS))
-    parser.add_argument("--measured", type=Path, help="JSON of bench/gpu.py")
+    parser.add_argument("--measured", type=Path, help="results.jsonl of bench/gpu_check.py")
     options = parser.parse_args()
     measured = {}
     if options.measured is not None:
-        rows = json.loads(options.measured.read_text())["rows"]
-        measured = {row["case"]: row["ours_us"] for row in rows if row["ours_us"] is not None}
+        lines = [json.loads(line) for line in options.measured.read_text().splitlines()]
+        measured = {line["case"]: line["us"] for line in lines if line.get("what") == "ours" and "us" in line}
     print(f"{options.gpu}: {GPUS[options.gpu].bandwidth / 1e12:.1f} TB/s")
     print("\n".join(table(GPUS[options.gpu], {case.name: case.work for case in cases()}, measured)))
     return 0

@@ -1,18 +1,13 @@
-"""Set-up for every test: the Triton interpreter, Hypothesis profiles, poisoned memory."""
+"""Set-up for every test: the device, Hypothesis profiles, poisoned memory, a line of JSON for each result."""
 
+import json
 import os
 import warnings
-
-# read when spectral_kernels and triton are imported; a GPU run unsets it
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-from spectral_kernels import backends
 
 _slow_examples = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile(
@@ -22,17 +17,70 @@ settings.register_profile("long", max_examples=1000, deadline=None, suppress_hea
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the op tests run; on the CPU Triton's kernels run under its interpreter",
+    )  # fmt: skip
+    parser.addoption("--results", help="file to which each test's result is added, a line of JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before spectral_kernels and triton are imported, which read the environment."""
+    device = config.getoption("--device")
+    if config.getoption("--results") and not hasattr(config, "workerinput"):
+        os.environ["SPECTRAL_KERNELS_TEST_RESULTS"] = config.getoption("--results")
+    # read by registry.py, also in the workers of pytest-xdist
+    os.environ["SPECTRAL_KERNELS_TEST_DEVICE"] = device
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    else:
+        os.environ.pop("TRITON_INTERPRET", None)
+        # torch's deterministic products need it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    path = os.environ.get("SPECTRAL_KERNELS_TEST_RESULTS")
+    if path is None or (report.when != "call" and report.passed):
+        return
+    lines = report.longreprtext.splitlines()
+    why = next((line for line in reversed(lines) if line.startswith("E ")), lines[-1] if lines else "")
+    line = {"phase": "right", "test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2)}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line | {"why": why[:300]}) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def on_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a GPU the tests of a backend that runs there make their tensors there."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if os.environ["SPECTRAL_KERNELS_TEST_DEVICE"] == "cpu" or parameters.get("backend") not in ("triton", "cuda"):
+        yield
+        return
+    with torch.device("cuda"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """`torch.empty` is NaN or the largest integer, so that an element nobody wrote is seen."""
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
+    # some of torch's own CUDA ops have no deterministic form
+    torch.use_deterministic_algorithms(True, warn_only=os.environ["SPECTRAL_KERNELS_TEST_DEVICE"] == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A missing C++ library is a failed build, not a reason to skip its tests."""
+    """A missing C++ library is a failed build, not a reason to skip its tests; a missing GPU is."""
+    from spectral_kernels import backends
+
+    if os.environ["SPECTRAL_KERNELS_TEST_DEVICE"] == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device; bench/gpu_check.py runs it there"))
     if backends.CPP_ERROR is not None and any("cpp" in item.nodeid for item in items):
         warnings.warn(f"the cpp tests will fail: {backends.CPP_ERROR}", stacklevel=1)

@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 import torch
+from registry import BACKENDS
 
 import spectral_kernels as sk
-
-BACKENDS = ("reference", "cpp", "triton")
 
 
 def generator(seed: int = 0) -> torch.Generator:

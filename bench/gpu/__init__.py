@@ -1,0 +1,1 @@
+"""The phases of bench/gpu_check.py, each run in a process of its own."""
