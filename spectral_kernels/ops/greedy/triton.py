@@ -290,7 +290,9 @@ def greedy_kernel(
                     q -= tl.sum(along * along, 0)
                     vector -= tl.sum(u * along[:, None], 0)
         else:
+            # every warp reads it before one of them adds to it below
             overlap = tl.load(overlaps + pick)
+            tl.debug_barrier()
         if LOGDET:
             q = tl.maximum(q, 0.0)
             vector = vector / tl.sqrt(1.0 + q)
