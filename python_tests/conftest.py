@@ -43,7 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     path = os.environ.get("SPECTRAL_KERNELS_TEST_RESULTS")
-    if path is None or (report.when != "call" and report.passed):
+    # with pytest-xdist, in the process that the workers report to
+    if path is None or "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.passed):
         return
     lines = report.longreprtext.splitlines()
     why = next((line for line in reversed(lines) if line.startswith("E ")), lines[-1] if lines else "")

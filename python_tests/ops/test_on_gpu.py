@@ -16,6 +16,7 @@ pytestmark = pytest.mark.gpu
 ON_GPU = ("triton", "cuda")
 # the ops of one case each: options were compared at small sizes
 ONE_EACH = list({case.op: case for case in CASES}.values())
+WHITENING = [case for case in CASES if "whiten" in case.op and "cholesky" in case.label]
 
 
 def large(case: Case) -> bool:
@@ -54,11 +55,17 @@ def test_same_bits_again_beside_a_busy_stream(case: Case, backend: str) -> None:
     assert int(different) == 0
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def uses_eigh(case: Case, backend: str) -> bool:
+    """Whether torch's eigenvalues or vectors are in the op, which no graph can hold."""
+    spectral = "spectrum" in case.op and (backend == "triton" or "backward" in case.op)
+    return spectral or ("whiten" in case.op and "cholesky" not in case.label)
+
+
+@pytest.mark.parametrize("case", ONE_EACH + WHITENING, ids=str)
 @pytest.mark.parametrize("backend", ON_GPU)
 def test_graph_replays(case: Case, backend: str) -> None:
     """Fresh values in the captured tensors; results those of a call that is not captured."""
-    if not case.runs_on(backend, 96):
+    if not case.runs_on(backend, 96) or uses_eigh(case, backend):
         return
     with torch.device("cpu"):
         arguments = [to_device(part) for part in case.arguments(rows((1, 321, 96), torch.float32, "plain"))]

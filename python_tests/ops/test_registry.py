@@ -11,6 +11,7 @@ from torch import Tensor
 from spectral_kernels import backends
 from spectral_kernels.library import op, overload
 
+HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1), (2, 5, 3), (1, 1, 5), (2, 5, 129), (1, 123, 37), (1, 129, 65))
 KINDS = ("plain", "strided", "duplicates", "zero rows", "large", "small")
@@ -88,13 +89,16 @@ def _compare(case: Case, backend: str, arguments: tuple[Any, ...]) -> None:
             torch.testing.assert_close(got[1], expected[1], rtol=2e-5, atol=1e-6)
         return
     expected = outputs(op(case.op)(*map(to_float64, arguments), "reference"))
-    by_torch = outputs(op(case.op)(*arguments, "reference"))
+    by_torch = tuple(part.cpu() for part in outputs(op(case.op)(*map(to_device, arguments), "reference")))
     # one centred row has the covariance 0, up to the rounding of its mean
     floor = 1e-9 * max(float(part.abs().max()) for part in arguments if _is_rows(part))
     for i, (value, exact, torchs) in enumerate(zip(got, expected, by_torch, strict=True)):
         assert value.shape == exact.shape and value.dtype == torchs.dtype
         # four times what torch's own ops lose in this dtype, and some units of its rounding
         allowed = 4 * error(torchs, exact, floor) + 40 * torch.finfo(value.dtype).eps
+        if DEVICE.type == "cuda" and case.op == "info_nce_grad_norms" and arguments[0].dtype in HALVES:
+            # softmax and rows go to the tensor cores in bf16
+            allowed += 2e-3
         worst = error(value, exact, floor)
         assert worst <= allowed, f"output {i}: {worst:.2e} > {allowed:.2e}"
 

@@ -351,8 +351,9 @@ def greedy_select(
     logdet = objective == "logdet"
     gram = None
     if all_rows and not logdet and _wants_gram(n, k):
-        rows = pool
-        gram = moments(pool, None, False, normalize, acc=torch.float64, gram=True).matrix
+        # half precision goes by way of float32, exactly: Triton 3.6 compiles no float64 products of it
+        rows = pool if pool.dtype == torch.float64 else pool.float()
+        gram = moments(rows, None, False, normalize, acc=torch.float64, gram=True).matrix
     else:
         rows = pool.new_empty(b, n, d, dtype=acc) if normalize else pool.contiguous()
         blocks = -(-n // READ["BLOCK_N"])
