@@ -78,7 +78,7 @@ def test_losses(name: str, dtype: torch.dtype) -> None:
 def test_covariance(n: int, d: int) -> None:
     with watched() as (records, _):
         covariance.covariance(meta(1, n, d), True, True, 0, "ieee")
-    assert len(records) <= 2
+    assert len(records) <= (4 if d > 128 and n >= 1024 else 2)
 
 
 @pytest.mark.parametrize("n", [5, 256, 4096, 65536])

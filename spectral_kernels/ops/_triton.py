@@ -129,16 +129,29 @@ def triton_dtype(dtype: torch.dtype) -> Any:
 def dot_precision(precision: str, dtype: torch.dtype, acc: torch.dtype) -> str:
     """`input_precision` of `tl.dot` for rows of `dtype` in kernels that work in `acc`.
 
-    Half-precision rows, float32 once normalised or centred, keep 16 bits of each operand with three bf16 products. The
-    interpreter multiplies in full precision and knows no other name for it.
+    Tensor cores multiply float32 as sums of bf16: rows of half precision, float32 once normalised or centred, as two of
+    them (16 bits, three products), float32 itself as three (24 bits, six products). The interpreter multiplies in full
+    precision and knows no other name for it.
     """
     if INTERPRETED or acc == torch.float64:
         return "ieee"
-    return "bf16x3" if precision == "ieee" and dtype != torch.float32 else precision
+    if precision == "ieee":
+        return "bf16x6" if dtype == torch.float32 else "bf16x3"
+    return precision
+
+
+def bf16_products(precision: str, dtype: torch.dtype, acc: torch.dtype, plain: bool) -> int:
+    """Products of bf16 that make xᵀx: see `add_square` in covariance/triton.py. `plain`: x holds the rows as they are."""
+    precision = dot_precision(precision, dtype, acc)
+    if precision not in ("bf16x3", "bf16x6"):
+        return 0
+    if plain and dtype == torch.bfloat16:
+        return 1
+    return 4 if precision == "bf16x6" else 2
 
 
 def arithmetic(precision: str, dtype: torch.dtype, acc: torch.dtype) -> str:
-    """What multiplies, and so decides a configuration: "fp64", "ieee" (float32) or "tensor" (tensor cores, float32 sums)."""
+    """What decides a configuration: "fp64", "ieee" (all bits of float32) or "tensor" (fewer)."""
     if acc == torch.float64:
         return "fp64"
     return "ieee" if precision == "ieee" and dtype == torch.float32 else "tensor"

@@ -2,9 +2,10 @@
 
 Up to 128 features one program reads whole rows: it normalises them, takes a pivot (the mean of its batch's first rows) away
 so that centring cancels no digits, and adds up xᵀx and the column sums of a chunk of rows; a second kernel, on the whole
-chip, adds the chunks. Above, tiles on and below the diagonal are added up chunk by chunk, with norms and mean from a pass
-before, and the last programs to finish add the chunks; so does a rank, of which only one number is left. Sums are taken in
-a fixed order and both triangles written from one: results are symmetric to the bit and the same in every run.
+chip, adds the chunks. Above, a moment is made by wide.py, all else of tiles on and below the diagonal that are added up
+chunk by chunk, with norms and mean from a pass before; the last programs to finish add the chunks, and so does a rank, of
+which only one number is left. Sums are taken in a fixed order and both triangles written from one: results are symmetric
+to the bit and the same in every run.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from spectral_kernels.ops._rows import accumulation_dtype, negligible_share
 from spectral_kernels.ops._triton import (
-    FULL_GRID,
     AotCall,
     Configuration,
     Statistics,
@@ -25,6 +25,7 @@ from spectral_kernels.ops._triton import (
     arithmetic,
     arrive,
     batch_strides,
+    bf16_products,
     column_mean,
     counters,
     dense_rows,
@@ -43,11 +44,14 @@ from spectral_kernels.ops._triton import (
     triton_dtype,
     whole_rows,
 )
+from spectral_kernels.ops.covariance import wide
 
 # rows that one accumulator adds up: float32 sums over more of them lose digits
 LONGEST_CHUNK = 4096
-# from so many batches on, each is one program's
-MANY_BATCHES = 32
+# rows of whose chunks a program makes one, at the least: each costs a tile written and read
+SHORTEST_CHUNK = 64
+# multiprocessors of a large GPU; fixed, so that results do not depend on the device
+ONE_EACH = 132
 
 
 @triton.jit
@@ -133,11 +137,38 @@ def store_rank(
 
 
 @triton.jit
+def add_square(acc, cross, x, PRODUCTS: tl.constexpr, PRECISION: tl.constexpr):
+    """xᵀx added to `acc`, but for terms (c + cᵀ) whose c is added to `cross`; PRODUCTS 0: to `acc` alone.
+
+    float32 rows as sums of bf16, on tensor cores: x = h + m + l to 8, 16 or 24 bits (PRODUCTS 1, 2, 4).
+    """
+    if PRODUCTS == 0:
+        acc = tl.dot(tl.trans(x), x, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    else:
+        h = x.to(tl.bfloat16)
+        h_rows = tl.trans(h)
+        if PRODUCTS >= 2:
+            rest = x - h.to(tl.float32)
+            m = rest.to(tl.bfloat16)
+            cross = tl.dot(h_rows, m, cross)
+        if PRODUCTS == 4:
+            low = (rest - m.to(tl.float32)).to(tl.bfloat16)
+            cross = tl.dot(h_rows, low, cross)
+            # tensor cores cut off, not round, what they add to a large sum: large terms meet in a small one first
+            part = tl.dot(tl.trans(m), m)
+            acc += tl.dot(h_rows, h, part)
+        else:
+            acc = tl.dot(h_rows, h, acc)
+    return acc, cross
+
+
+@triton.jit
 def row_tiles_kernel(
     z, index, parts, pivots, column_sums, counters, matrix, mean_out, rank_out, n, d, splits, slots, chunk, count,
     z_batch, z_row,
     NORMALIZE: tl.constexpr, CENTER: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr, LEVELS: tl.constexpr,
-    NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRODUCTS: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """xᵀx of whole rows (d <= BLOCK) about a pivot, a chunk a program.
 
@@ -161,7 +192,9 @@ def row_tiles_kernel(
             x *= inverse_norm(tl.sum(x * x, 1))[:, None]
         pivot = tl.sum(x, 0) / tl.minimum(n, BLOCK_K)
     acc = tl.zeros([BLOCK, BLOCK], dtype=ACC)
-    total = tl.zeros([BLOCK], dtype=ACC)
+    cross = tl.zeros([BLOCK, BLOCK], dtype=ACC)
+    # each thread adds up its own rows: FOLD of them are in a tile
+    sums = tl.zeros([BLOCK_K // FOLD, BLOCK], dtype=ACC)
     for first in range(begin, end, BLOCK_K):
         rows = first + tl.arange(0, BLOCK_K)
         inside = (rows < end)[:, None] & (columns < d)[None, :]
@@ -171,9 +204,12 @@ def row_tiles_kernel(
             x *= inverse_norm(tl.sum(x * x, 1))[:, None]
         if CENTER:
             x = tl.where(inside, x - pivot[None, :], 0.0)
-            total += tl.sum(x, 0)
+            sums += tl.sum(tl.reshape(x, [FOLD, BLOCK_K // FOLD, BLOCK]), 0)
         x = operand(x, inside, not (NORMALIZE or CENTER), PRECISION)
-        acc = tl.dot(tl.trans(x), x, acc, input_precision=PRECISION, out_dtype=ACC)
+        acc, cross = add_square(acc, cross, x, PRODUCTS, PRECISION)
+    if PRODUCTS >= 2:
+        acc += cross + tl.trans(cross)
+    total = tl.sum(sums, 0)
     if MATRIX or RANK:
         alive = split >= 0
         if LEVELS > 0:
@@ -219,22 +255,24 @@ def finish_rows_kernel(
     row = place // BLOCK
     column = place % BLOCK
     ACC: tl.constexpr = parts.dtype.element_ty
-    total = tl.zeros([WIDTH], dtype=tl.float64)
-    by_row = tl.zeros([WIDTH], dtype=tl.float64)
-    by_column = tl.zeros([WIDTH], dtype=tl.float64)
+    total = tl.zeros([PARTS, WIDTH], dtype=tl.float64)
+    by_row = tl.zeros([PARTS, WIDTH], dtype=tl.float64)
+    by_column = tl.zeros([PARTS, WIDTH], dtype=tl.float64)
     for first in range(0, splits, PARTS):
         part = first + tl.arange(0, PARTS)
         inside = (part < splits)[:, None]
         at = (batch * splits + part)[:, None] * BLOCK
-        total += tl.sum(tl.load(parts + at * BLOCK + place[None, :], mask=inside, other=0.0).to(tl.float64), 0)
+        total += tl.load(parts + at * BLOCK + place[None, :], mask=inside, other=0.0).to(tl.float64)
         if CENTER:
-            by_row += tl.sum(tl.load(column_sums + at + row[None, :], mask=inside, other=0.0).to(tl.float64), 0)
-            by_column += tl.sum(tl.load(column_sums + at + column[None, :], mask=inside, other=0.0).to(tl.float64), 0)
+            by_row += tl.load(column_sums + at + row[None, :], mask=inside, other=0.0).to(tl.float64)
+            by_column += tl.load(column_sums + at + column[None, :], mask=inside, other=0.0).to(tl.float64)
+    moment = tl.sum(total, 0)
     if CENTER:
-        total -= by_row * by_column / n
-        mean = tl.load(pivots + batch * BLOCK + column).to(tl.float64) + by_column / n
+        sums = tl.sum(by_column, 0)
+        moment -= tl.sum(by_row, 0) * sums / n
+        mean = tl.load(pivots + batch * BLOCK + column).to(tl.float64) + sums / n
         tl.store(mean_out + batch * d + column, mean.to(ACC), mask=(row == 0) & (column < d))
-    value = (total / count).to(ACC)
+    value = (moment / count).to(ACC)
     inside = (row < d) & (column <= row)
     base = matrix + batch * d * d
     tl.store(base + row * d + column, value, mask=inside)
@@ -368,17 +406,17 @@ def tiles_kernel(
 
 # by arithmetic and side; stages and blocks are the largest that do not spill (bench/aot.py)
 ROW_TILES = {
-    ("ieee", 16): Configuration({"BLOCK": 16, "BLOCK_K": 64}, num_warps=4, num_stages=1),
-    ("ieee", 32): Configuration({"BLOCK": 32, "BLOCK_K": 64}, num_warps=4, num_stages=1),
-    ("ieee", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4, num_stages=1),
-    ("ieee", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
-    ("tensor", 16): Configuration({"BLOCK": 16, "BLOCK_K": 64}, num_warps=4),
-    ("tensor", 32): Configuration({"BLOCK": 32, "BLOCK_K": 64}, num_warps=4),
-    ("tensor", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4),
-    ("tensor", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32}, num_warps=8),
-    ("fp64", 16): Configuration({"BLOCK": 16, "BLOCK_K": 32}, num_warps=4),
-    ("fp64", 32): Configuration({"BLOCK": 32, "BLOCK_K": 32}, num_warps=4),
-    ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 16}, num_warps=8, num_stages=1),
+    ("ieee", 16): Configuration({"BLOCK": 16, "BLOCK_K": 64, "FOLD": 2}, num_warps=4, num_stages=3),
+    ("ieee", 32): Configuration({"BLOCK": 32, "BLOCK_K": 64, "FOLD": 4}, num_warps=4, num_stages=3),
+    ("ieee", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32, "FOLD": 4}, num_warps=4, num_stages=3),
+    ("ieee", 128): Configuration({"BLOCK": 128, "BLOCK_K": 32, "FOLD": 4}, num_warps=8, num_stages=3),
+    ("tensor", 16): Configuration({"BLOCK": 16, "BLOCK_K": 64, "FOLD": 2}, num_warps=4, num_stages=3),
+    ("tensor", 32): Configuration({"BLOCK": 32, "BLOCK_K": 64, "FOLD": 4}, num_warps=4, num_stages=3),
+    ("tensor", 64): Configuration({"BLOCK": 64, "BLOCK_K": 64, "FOLD": 8}, num_warps=4, num_stages=3),
+    ("tensor", 128): Configuration({"BLOCK": 128, "BLOCK_K": 64, "FOLD": 8}, num_warps=8, num_stages=3),
+    ("fp64", 16): Configuration({"BLOCK": 16, "BLOCK_K": 32, "FOLD": 1}, num_warps=4),
+    ("fp64", 32): Configuration({"BLOCK": 32, "BLOCK_K": 32, "FOLD": 1}, num_warps=4),
+    ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 16, "FOLD": 1}, num_warps=8, num_stages=1),
 }
 TILES = {
     ("ieee", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=4, num_stages=1),
@@ -388,13 +426,14 @@ TILES = {
     ("fp64", 64): Configuration({"BLOCK": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
 }
 FINISH = {
-    block: Configuration({"BLOCK": block, "WIDTH": 256, "PARTS": 16}, num_warps=4, num_stages=1)
+    block: Configuration({"BLOCK": block, "WIDTH": 64, "PARTS": 16}, num_warps=4, num_stages=1)
     for block in (16, 32, 64, 128)
 }
 CONFIGURATIONS = {
     **{f"row_tiles {key}": use for key, use in ROW_TILES.items()},
     **{f"tiles {key}": use for key, use in TILES.items()},
     **{f"finish {key}": use for key, use in FINISH.items()},
+    **wide.CONFIGURATIONS,
 }
 
 
@@ -417,6 +456,9 @@ def moments(
     """
     if not gram and _by_rows(z, precision, acc) is not None:
         return _moments_by_rows(z, index, center, normalize, acc, precision, count, one_launch)
+    if not gram and index is None and wide.suits(z, precision, acc):
+        matrix, mean = wide.moments(z, center, normalize, precision, count)
+        return Moments(matrix, mean, Statistics())
     statistics = Statistics() if _fused(gram, center) else row_statistics(z, index, normalize, center, acc)
     matrix = _tiles(z, index, statistics, normalize, acc, precision, count, gram, matrix=True, rank=None).matrix
     assert matrix is not None
@@ -526,6 +568,13 @@ def _tiles(
     return Tiles(result, value, weights)
 
 
+def _row_chunks(n: int, block: int, batches: int) -> tuple[int, int]:
+    """(splits, chunk) of the rows of each batch: a program a multiprocessor, all of its registers being taken."""
+    wanted = max(-(-n // LONGEST_CHUNK), min(-(-ONE_EACH // batches), n // SHORTEST_CHUNK), 1)
+    chunk = block * -(-n // (wanted * block))
+    return -(-n // chunk), chunk
+
+
 def _moments_by_rows(
     z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, precision: str, count: int,
     one_launch: bool,
@@ -535,7 +584,7 @@ def _moments_by_rows(
     use = _by_rows(z, precision, acc)
     assert use is not None
     block = use["BLOCK"]
-    splits, chunk = split_rows(n, use["BLOCK_K"], b, LONGEST_CHUNK)
+    splits, chunk = _row_chunks(n, use["BLOCK_K"], b)
     once = one_launch or splits == 1
     slots, levels = (part_slots(splits), part_levels(splits)) if once else (splits, 0)
     result = z.new_empty(b, d, d, dtype=acc)
@@ -554,7 +603,8 @@ def _moments_by_rows(
         ),
         {
             "NORMALIZE": normalize, "CENTER": center, "MATRIX": once, "RANK": False, "LEVELS": levels, "NEGLIGIBLE": 0.0,
-            "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+            "ACC": triton_dtype(acc), "PRODUCTS": bf16_products(precision, z.dtype, acc, not (normalize or center)),
+            "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
@@ -577,8 +627,7 @@ def _ranks_by_rows(
     use = _by_rows(z, precision, acc)
     assert use is not None
     block = use["BLOCK"]
-    # many batches fill the chip by themselves, and save the sums of parts
-    splits, chunk = split_rows(n, use["BLOCK_K"], max(b, FULL_GRID if b >= MANY_BATCHES else b), LONGEST_CHUNK)
+    splits, chunk = _row_chunks(n, use["BLOCK_K"], b)
     slots, levels = part_slots(splits), part_levels(splits)
     parts = column_sums = count = None
     if levels > 0:
@@ -595,7 +644,9 @@ def _ranks_by_rows(
         ),
         {
             "NORMALIZE": normalize, "CENTER": center, "MATRIX": False, "RANK": True, "LEVELS": levels,
-            "NEGLIGIBLE": negligible_share(acc), "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
+            "NEGLIGIBLE": negligible_share(acc), "ACC": triton_dtype(acc),
+            "PRODUCTS": bf16_products(precision, z.dtype, acc, not (normalize or center)),
+            "PRECISION": dot_precision(precision, z.dtype, acc),
         },
         use,
     )  # fmt: skip
