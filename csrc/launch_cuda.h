@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <stdexcept>
 #include <string>
@@ -32,7 +33,7 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   }();
   if (ask == nullptr) throw std::runtime_error("spectral_kernels: this torch tells no CUDA stream");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(ask(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(ask(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

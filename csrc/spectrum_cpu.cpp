@@ -3,6 +3,7 @@
 // vectors.
 
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <array>
@@ -97,7 +98,7 @@ std::vector<double> eigenvalues_by_torch(const double* upper, int64_t stride, in
     for (int64_t j = i; j < size; ++j) to[j * size + i] = upper[i * stride + j];
   }
   std::array<StableIValue, 2> stack{torch::stable::detail::from(full), torch::stable::detail::from(std::string("L"))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigvalsh", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigvalsh", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor values = torch::stable::detail::to<Tensor>(stack[0]);
   return {data_of<double>(values), data_of<double>(values) + size};
 }
