@@ -2,10 +2,12 @@
 for every Python 3 and, through PyTorch's stable ABI, every torch from 2.11 on. The package's metadata is in pyproject.toml.
 
 What cannot be built never fails the install: the package then runs on its other backends, and
-`python -m spectral_kernels.info` says why. Environment variables:
+`python -m spectral_kernels.info` says why. A build in place (`pip install --editable .`, `build_ext --inplace`) that fails
+keeps the library of an earlier one, and info says that too; a wheel is never packed with it. Environment variables:
 
-SPECTRAL_KERNELS_BUILD     "0" builds no library; "require" makes a C++ library that cannot be built an error.
-SPECTRAL_KERNELS_CUDA      "0" builds no CUDA library; "require" makes one that cannot be built an error.
+SPECTRAL_KERNELS_BUILD     "0" builds no library and removes an earlier one; "require" makes a C++ library that cannot be
+                           built an error.
+SPECTRAL_KERNELS_CUDA      the same for the CUDA library.
 SPECTRAL_KERNELS_SANITIZE  such as "address,undefined": compiles the C++ with -fsanitize=, and no CUDA.
 CXX, NVCC, MAX_JOBS        the compilers; how many of them run at a time.
 """
@@ -72,6 +74,10 @@ CUDA_FLAGS = [
     "-diag-suppress=20013,20015",
     FLAGS[-1],
 ]
+
+NOT_FINISHED = {"built": False, "reason": "no build of it came to its end"}
+# a library that lies there without a description
+UNKNOWN = {"built": True, "compiler": "unknown", "torch": "unknown", "flags": [], "isa_flags": {}, "architectures": []}
 
 
 class NotBuilt(Exception):
@@ -304,9 +310,16 @@ def build_cuda_library(target: Path, tools: Toolchain) -> dict[str, Any]:
 
 
 def try_build(
-    target: Path, variable: str, what: str, build: Callable[[Path, Toolchain], dict[str, Any]]
+    target: Path,
+    variable: str,
+    what: str,
+    build: Callable[[Path, Toolchain], dict[str, Any]],
+    earlier: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Build and describe a library, or remove what an earlier build left and say why there is none."""
+    """Build and describe a library. Where that fails, say why there is none, or why an earlier build's is still there.
+
+    `earlier` describes the library that may lie at `target`; None, or "0" in the variable, removes it.
+    """
     wish = os.environ.get(variable, "1")
     if wish not in ("0", "1", "require"):
         raise SystemExit(f"{variable} must be 0, 1 or require, got {wish!r}")
@@ -315,11 +328,18 @@ def try_build(
             raise NotBuilt(f"{variable}=0 was set when the package was built")
         return build(target, find_toolchain())
     except NotBuilt as error:
-        target.unlink(missing_ok=True)
+        if wish == "0" or earlier is None:
+            target.unlink(missing_ok=True)
+        if target.is_file():
+            print(f"spectral_kernels: {what} library kept from an earlier build: {error}", file=sys.stderr, flush=True)
+            return {**(earlier if earlier and earlier["built"] else UNKNOWN), "kept": str(error)}
         print(f"spectral_kernels: no {what} library: {error}", file=sys.stderr, flush=True)
-        if wish == "require":
-            raise SystemExit(f"spectral_kernels: {variable}=require, giving up") from error
         return {"built": False, "reason": str(error)}
+
+
+def stop_if_required(variable: str, described: dict[str, Any]) -> None:
+    if os.environ.get(variable) == "require" and (not described["built"] or "kept" in described):
+        raise SystemExit(f"spectral_kernels: {variable}=require, giving up")
 
 
 class BuildLibrary(build_ext):
@@ -332,12 +352,27 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         *_, folder = self.folders()
-        info = try_build(folder / "_C.so", "SPECTRAL_KERNELS_BUILD", "C++", build_library)
-        info["cuda"] = try_build(folder / "_C_cuda.so", "SPECTRAL_KERNELS_CUDA", "CUDA", build_cuda_library)
         folder.mkdir(parents=True, exist_ok=True)
-        new = written_to(folder / "_build_info.json")
-        new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        new.replace(folder / "_build_info.json")
+        path = folder / "_build_info.json"
+        told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else NOT_FINISHED.copy()
+        told_of_cuda = told.pop("cuda", NOT_FINISHED)
+
+        def write(info: dict[str, Any]) -> None:
+            new = written_to(path)
+            new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            new.replace(path)
+
+        # the package's own folder keeps its libraries; what a wheel is packed from is no place for older ones
+        def build(name: str, earlier: dict[str, Any], *how: Any) -> dict[str, Any]:
+            return try_build(folder / name, *how, earlier if self.inplace else None)
+
+        info = build("_C.so", told, "SPECTRAL_KERNELS_BUILD", "C++", build_library)
+        # written at once, so that no file lacks its description when the next step stops or fails
+        write(info | {"cuda": told_of_cuda})
+        stop_if_required("SPECTRAL_KERNELS_BUILD", info)
+        cuda = build("_C_cuda.so", told_of_cuda, "SPECTRAL_KERNELS_CUDA", "CUDA", build_cuda_library)
+        write(info | {"cuda": cuda})
+        stop_if_required("SPECTRAL_KERNELS_CUDA", cuda)
 
     def library_was_built(self) -> bool:
         return any((folder / name).is_file() for folder in self.folders() for name in ("_C.so", "_C_cuda.so"))

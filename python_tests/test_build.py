@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from spectral_kernels import info
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("csrc", "spectral_kernels", "python_tests", "bench", "requirements", "tools", "docs", "examples")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", *(path.name for path in ROOT.glob("*.md")))
+LIBRARIES = ("_C.so", "_C_cuda.so")
 OURS = shutil.ignore_patterns("_C*.so", "_build_info.json", "__pycache__")
 
 # setuptools' hooks, called as pip calls them; the platform's own folder of packages follows PYTHONPATH
@@ -71,6 +73,13 @@ def build(kind: str, source: Path, folder: Path, python: str = sys.executable, *
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / done.stdout.splitlines()[-1], done.stderr
+
+
+def build_in_place(source: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=source, env=environment(**changes), capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def use(wheel: Path, folder: Path) -> dict[str, object]:
@@ -125,12 +134,7 @@ def test_sdist_ships_what_builds_tests_and_benchmarks(tmp_path: Path) -> None:
 
 
 def test_require_makes_a_missing_library_an_error(tmp_path: Path) -> None:
-    source = copy_of_the_project(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
-        cwd=source, env=environment(SPECTRAL_KERNELS_BUILD="require", CXX="/nonexistent"),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = build_in_place(copy_of_the_project(tmp_path), SPECTRAL_KERNELS_BUILD="require", CXX="/nonexistent")
     assert done.returncode != 0
     assert "CXX=/nonexistent does not run" in done.stderr
 
@@ -148,8 +152,64 @@ def test_plain_pip_install_gives_a_package_without_library(tmp_path: Path) -> No
     assert not (site / "spectral_kernels/_C.so").exists()
 
 
+@pytest.fixture
+def built_earlier(tmp_path: Path) -> Path:
+    """The project with libraries in place; none of these builds looks into them."""
+    source = copy_of_the_project(tmp_path)
+    told = {"built": True, "compiler": "an earlier one", "torch": "2.11.0", "flags": ["-O3"], "isa_flags": {}}
+    told["cuda"] = {"built": True, "compiler": "nvcc", "torch": "2.11.0", "architectures": ["sm_90"]}
+    (source / "spectral_kernels/_build_info.json").write_text(json.dumps(told))
+    for name in LIBRARIES:
+        (source / "spectral_kernels" / name).write_text("the earlier library")
+    return source
+
+
+def told_in(source: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((source / "spectral_kernels/_build_info.json").read_text())
+    return told
+
+
+@pytest.mark.parametrize("wish", ["1", "require"])
+def test_a_failed_build_in_place_keeps_the_earlier_libraries(
+    built_earlier: Path, wish: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = "/nonexistent"
+    done = build_in_place(
+        built_earlier, SPECTRAL_KERNELS_BUILD=wish, SPECTRAL_KERNELS_CUDA="1", CXX=nothing, NVCC=nothing
+    )
+    assert (done.returncode == 0) == (wish == "1"), done.stderr
+    assert "C++ library kept from an earlier build: no C++ compiler: CXX=/nonexistent does not run" in done.stderr
+    for name in LIBRARIES:
+        assert (built_earlier / "spectral_kernels" / name).read_text() == "the earlier library"
+    told = told_in(built_earlier)
+    assert told["built"] and told["compiler"] == "an earlier one"
+    assert "CXX=/nonexistent does not run" in told["kept"]
+    # a required library that fails ends the build before the other one is tried
+    assert ("kept" in told["cuda"]) == (wish == "1")
+    monkeypatch.setattr(info, "_BUILD_INFO", built_earlier / "spectral_kernels/_build_info.json")
+    report = "\n".join(info.report(info.collect()))
+    assert report.count("KEPT from an earlier build") == (2 if wish == "1" else 1)
+
+
+def test_a_kept_library_that_nothing_describes_is_told_of(built_earlier: Path) -> None:
+    (built_earlier / "spectral_kernels/_build_info.json").unlink()
+    assert build_in_place(built_earlier, CXX="/nonexistent").returncode == 0
+    told = told_in(built_earlier)
+    assert told["built"] and told["compiler"] == "unknown"
+    assert "CXX=/nonexistent does not run" in told["kept"]
+
+
+def test_no_library_wished_for_removes_the_earlier_ones(built_earlier: Path) -> None:
+    done = build_in_place(built_earlier, SPECTRAL_KERNELS_BUILD="0", SPECTRAL_KERNELS_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert not list((built_earlier / "spectral_kernels").glob("*.so"))
+    told = told_in(built_earlier)
+    assert told["reason"] == "SPECTRAL_KERNELS_BUILD=0 was set when the package was built"
+    assert told["cuda"]["reason"] == "SPECTRAL_KERNELS_CUDA=0 was set when the package was built"
+
+
 @pytest.mark.slow
-def test_a_failed_build_leaves_no_older_library(tmp_path: Path) -> None:
+def test_a_failed_build_packs_no_older_library(tmp_path: Path) -> None:
     source = copy_of_the_project(tmp_path)
     for path in (source / "csrc").glob("*.cpp"):
         path.unlink()

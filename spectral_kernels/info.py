@@ -150,10 +150,17 @@ def _section_libraries(library: dict[str, Any]) -> Iterator[str]:
     yield from _section_cuda_library(library["cuda"])
 
 
+def _kept(library: dict[str, Any]) -> Iterator[str]:
+    """Said where the last build failed and left the library of an earlier one."""
+    if "kept" in library:
+        yield f"  KEPT from an earlier build, maybe of other sources; the last one failed: {library['kept']}"
+
+
 def _section_library(library: dict[str, Any]) -> Iterator[str]:
     if not library["built"]:
         yield f"  not built: {library['reason']}"
         return
+    yield from _kept(library)
     yield f"  built with {library['compiler']}"
     yield f"  against    torch {library['torch']}; loads under any Python 3 and torch 2.11 or newer"
     yield f"  flags      {' '.join(library['flags'])}"
@@ -166,6 +173,7 @@ def _section_cuda_library(cuda: dict[str, Any]) -> Iterator[str]:
     if not cuda["built"]:
         yield f"  not built: {cuda['reason']}"
         return
+    yield from _kept(cuda)
     yield f"  built with {cuda['compiler']} for {', '.join(cuda['architectures'])}"
     yield f"  against    torch {cuda['torch']}; loads under any Python 3 and torch 2.11 or newer"
     yield "  loaded" if cuda["loaded"] else f"  not loaded: {cuda['error']}"
