@@ -11,9 +11,11 @@ BENCH_ARGS ?=
 CSRC := $(wildcard csrc/*)
 # what runs C++, told from other backends by "-k cpp"
 CPP_TESTS := python_tests/ops python_tests/selection/test_memory_bank.py
+# every op of C++ once, and whether torch takes the CUDA library
+OTHER_TORCH_TESTS := python_tests/ops/test_registry.py python_tests/test_build.py -q -k "test_kinds and cpp or cuda_library_loads"
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.cu csrc/*.cuh)
 
-TRITON36 := .venv-triton36
+TORCHES := oldest newest
 PEERS := .venv-peers
 EXAMPLES := .venv-examples
 # apart from the others: where torchvision is there Lightning imports it, and its binary part wants torch's own kind
@@ -31,7 +33,7 @@ help:
 	@echo "make sentences, graph, lightning, lightly, ddp   the examples: MiniLM, WordNet's graph, Lightning, lightly, torchrun"
 	@echo "make lint    ruff, mypy --strict, clang-format"
 	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check their budgets"
-	@echo "make check   the long tests: slow ones, property hunts, every CPU path, a second Triton, sanitizers"
+	@echo "make check   the long tests: slow ones, property hunts, every CPU path, the oldest and newest torch, sanitizers"
 	@echo "make clean   remove what was built; make distclean removes the environments too"
 
 .PHONY: demo
@@ -80,8 +82,8 @@ lint: $(VENV)/package.stamp
 
 # --- the long suites -------------------------------------------------------------------------------------------------
 
-.PHONY: check check-slow check-properties check-paths check-triton36 check-sanitize check-races check-examples
-check: check-slow check-properties check-paths check-triton36 check-sanitize check-races check-examples
+.PHONY: check check-slow check-properties check-paths check-torch check-sanitize check-races check-examples
+check: check-slow check-properties check-paths check-torch check-sanitize check-races check-examples
 
 check-examples: graph sentences lightning lightly ddp
 
@@ -96,8 +98,18 @@ check-paths: $(VENV)/package.stamp
 	SPECTRAL_KERNELS_CPU_PATH=baseline $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
 	SPECTRAL_KERNELS_CPU_PATH=avx2 $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
 
-check-triton36: $(VENV)/package.stamp $(TRITON36)/stamp
-	$(TRITON36)/bin/python -m pytest python_tests/ops -q -m "not slow" -k triton $(PYTEST_ARGS)
+# C++ by the library that this torch's headers made, Triton under its interpreter; then each library under the other torch
+check-torch: $(TORCHES:%=check-torch-%)
+	PYTHONPATH=build/torch-newest .venv-torch-oldest/bin/python -P -m pytest $(OTHER_TORCH_TESTS) $(PYTEST_ARGS)
+	PYTHONPATH=build/torch-oldest .venv-torch-newest/bin/python -P -m pytest $(OTHER_TORCH_TESTS) $(PYTEST_ARGS)
+
+.PHONY: $(TORCHES:%=check-torch-%)
+$(TORCHES:%=check-torch-%): check-torch-%: .venv-torch-%/stamp
+	SPECTRAL_KERNELS_BUILD=require SPECTRAL_KERNELS_CUDA=$(if $(shell command -v $(or $(NVCC),nvcc)),require,1) \
+	    .venv-torch-$*/bin/python setup.py --quiet build --build-lib build/torch-$*
+	PYTHONPATH=build/torch-$* .venv-torch-$*/bin/python -P -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	PYTHONPATH=build/torch-$* .venv-torch-$*/bin/python -P -m pytest python_tests/ops -q -n auto -m "not slow" -k triton \
+	    $(PYTEST_ARGS)
 
 # -P: the package is the one in PYTHONPATH, not the one in this folder
 check-sanitize: $(VENV)/package.stamp
@@ -148,10 +160,11 @@ $(VENV)/package.stamp: setup.py pyproject.toml $(CSRC) $(VENV)/dev.stamp
 	    exit 1; }
 	@touch $@
 
-$(TRITON36)/stamp: requirements/triton36.txt requirements/torch.txt
-	$(call make_venv,$(TRITON36))
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(TRITON36)/bin/python -m pip install --quiet -r requirements/torch.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(TRITON36)/bin/python -m pip install --quiet -r requirements/triton36.txt
+# --no-deps: a CUDA build of torch asks for gigabytes of CUDA's libraries, for which there are stubs
+.venv-torch-%/stamp: requirements/torch-%.txt requirements/torch-tests.txt tools/stub_cuda.py
+	$(call make_venv,.venv-torch-$*)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-torch-$*/bin/python -m pip install --quiet --no-deps -r requirements/torch-$*.txt
+	@.venv-torch-$*/bin/python tools/stub_cuda.py
 	@touch $@
 
 $(PEERS)/stamp: requirements/peers.txt requirements/torch.txt
@@ -181,4 +194,4 @@ clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean
-	rm -rf $(VENV) $(TRITON36) $(PEERS) $(EXAMPLES) $(LIGHTLY)
+	rm -rf $(VENV) $(PEERS) $(EXAMPLES) $(LIGHTLY) $(TORCHES:%=.venv-torch-%)

@@ -19,6 +19,9 @@ import torch
 import spectral_kernels
 from spectral_kernels import backends
 
+# what the op tests run under, oldest first: the pins of requirements/torch-oldest.txt, torch.txt and torch-newest.txt
+TESTED_TORCH = ("2.11.0", "2.13.0", "2.14.1")
+
 _BUILD_INFO = Path(__file__).with_name("_build_info.json")
 _TRAINING_MODULES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm", "yaml": "PyYAML"}
 _VARIABLES = (
@@ -54,6 +57,7 @@ def _versions() -> dict[str, str | None]:
         "spectral_kernels": spectral_kernels.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "tested under torch": ", ".join(TESTED_TORCH),
         "triton": _version("triton"),
         "numpy": _version("numpy"),
     }
@@ -162,7 +166,7 @@ def _section_library(library: dict[str, Any]) -> Iterator[str]:
         return
     yield from _kept(library)
     yield f"  built with {library['compiler']}"
-    yield f"  against    torch {library['torch']}; loads under any Python 3 and torch 2.11 or newer"
+    yield f"  against    torch {library['torch']}; for any Python 3 and torch {TESTED_TORCH[0]} or newer"
     yield f"  flags      {' '.join(library['flags'])}"
     for isa, flags in library["isa_flags"].items():
         yield f"  {isa + ' files':<15} {' '.join(flags)}"
@@ -175,7 +179,7 @@ def _section_cuda_library(cuda: dict[str, Any]) -> Iterator[str]:
         return
     yield from _kept(cuda)
     yield f"  built with {cuda['compiler']} for {', '.join(cuda['architectures'])}"
-    yield f"  against    torch {cuda['torch']}; loads under any Python 3 and torch 2.11 or newer"
+    yield f"  against    torch {cuda['torch']}; for any Python 3 and torch {TESTED_TORCH[0]} or newer"
     yield "  loaded" if cuda["loaded"] else f"  not loaded: {cuda['error']}"
 
 
@@ -214,7 +218,7 @@ def _advice(info: dict[str, Any]) -> Iterator[str]:
     """What to do to get the backends that are missing."""
     library, cuda, training = info["library"], info["cuda"], info["training"]
     if isinstance(library, dict) and not library["loaded"]:
-        yield "cpp: C++, the fast path on the CPU. With torch 2.11 or newer and a compiler (g++ or clang++) there,"
+        yield f"cpp: C++, the fast path on the CPU. With torch {TESTED_TORCH[0]} or newer and a compiler there,"
         yield "  in the project's folder:"
         yield "    pip install 'setuptools>=77'"
         yield "    pip install --no-build-isolation --no-deps --force-reinstall ."
