@@ -63,6 +63,7 @@ class Machine {
     auto* const own = memory_[static_cast<size_t>(this->rank())].get();
     auto* const byte = reinterpret_cast<unsigned char*>(shared);
     if (byte < own || byte >= own + shared_) throw std::logic_error("emulation: not an address in shared memory");
+    if (rank < 0 || rank >= static_cast<int>(memory_.size())) throw std::logic_error("emulation: no such CTA");
     return reinterpret_cast<T*>(memory_[static_cast<size_t>(rank)].get() + (byte - own));
   }
 

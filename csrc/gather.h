@@ -18,14 +18,15 @@ struct BatchRows {
   }
 };
 
-/// Indices (c, b) into a pool of N rows, contiguous.
-inline Tensor checked_indices(const Tensor& indices, int64_t rows) {
-  if (indices.scalar_type() != ScalarType::Long) throw std::runtime_error("spectral_kernels: indices must be int64");
+/// Indices into a pool of N rows, contiguous; `name` is what the caller knows them by.
+inline Tensor checked_indices(const Tensor& indices, int64_t rows, const std::string& name = "indices") {
+  if (indices.scalar_type() != ScalarType::Long)
+    throw std::runtime_error("spectral_kernels: " + name + " must be int64");
   const Tensor dense = torch::stable::contiguous(indices);
   const int64_t* const index = static_cast<const int64_t*>(dense.const_data_ptr());
   for (int64_t i = 0; i < dense.numel(); ++i) {
     if (index[i] < 0 || index[i] >= rows) {
-      throw std::runtime_error("spectral_kernels: indices holds " + std::to_string(index[i]) + ", outside [0, " +
+      throw std::runtime_error("spectral_kernels: " + name + " holds " + std::to_string(index[i]) + ", outside [0, " +
                                std::to_string(rows) + ")");
     }
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common.h"
+#include "gather.h"
 #include "greedy_builder.h"
 
 namespace spectral_kernels {
@@ -45,9 +46,6 @@ const GreedyKernels<T>& greedy_kernels() {
 }
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 RowType row_type(const Tensor& pool) {
   switch (pool.scalar_type()) {
@@ -120,14 +118,32 @@ void select(const Arguments& a, Tensor& indices, Tensor& ranks, Tensor& objectiv
   }
 }
 
+/// Rows that a mask (b, N) leaves of the pool of which it leaves the fewest.
+int64_t fewest_left(const Tensor& valid) {
+  const bool* mask = static_cast<const bool*>(valid.const_data_ptr());
+  const int64_t n = valid.size(1);
+  int64_t fewest = n;
+  for (int64_t b = 0; b < valid.size(0); ++b)
+    fewest = std::min<int64_t>(fewest, std::count(mask + b * n, mask + (b + 1) * n, true));
+  return fewest;
+}
+
 std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tensor& start_, std::optional<Tensor> draws,
                                                  std::optional<Tensor> valid, int64_t k, bool all_rows,
                                                  std::string objective, std::optional<std::vector<double>> window,
                                                  bool normalize) {
   const Tensor pool = pool_.stride(2) == 1 ? pool_ : torch::stable::contiguous(pool_);
-  const Tensor start = torch::stable::contiguous(start_);
-  if (draws) draws = torch::stable::contiguous(*draws);
-  if (valid) valid = torch::stable::contiguous(*valid);
+  const int64_t n = pool.size(1);
+  const Tensor start = checked_indices(start_, n, "start");
+  if (draws) draws = checked_indices(*draws, n, "draws");
+  if (valid) {
+    valid = torch::stable::contiguous(*valid);
+    const int64_t left = fewest_left(*valid);
+    if (left < k) {
+      throw std::runtime_error("spectral_kernels: valid leaves " + std::to_string(left) + " rows, but " +
+                               std::to_string(k) + " are to be picked");
+    }
+  }
   Arguments arguments{pool, start, draws, valid, {k, all_rows, objective == "logdet", normalize, std::nullopt}};
   if (window) arguments.options.window = {(*window)[0], (*window)[1]};
   const bool wide = pool.scalar_type() == ScalarType::Double;

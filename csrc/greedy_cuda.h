@@ -8,6 +8,8 @@
 // the CTAs by rows.
 #pragma once
 
+#include <cfloat>
+
 #include "device.h"
 
 namespace spectral_kernels::device {
@@ -21,7 +23,7 @@ struct GreedyArguments {
   const int64_t* start;  // (b, starts)
   const int64_t* draws;  // (b, k, draws_per_step), or none
   const bool* valid;     // (b, n), or none
-  int64_t* indices;      // (b, k), as those that follow
+  int64_t* indices;      // (b, k), as those that follow; -1 where no row was left
   T* ranks;
   T* objectives;
   int n, d, k, starts, draws_per_step;
@@ -132,6 +134,10 @@ struct GreedyCluster {
         }
       }
       key = lowest_of_all(key);
+      if (key == kNone) {
+        if (rank == 0 && thread == 0) leave_out(batch, step, effective_rank, in.logdet ? gain : effective_rank);
+        break;
+      }
       const int pick = key < in.n ? key : key - in.n, owner = pick / at.rows, row = pick - owner * at.rows;
       const GreedyPublished* const told = at_rank(published, owner);
       const double its_square = told->square;
@@ -159,29 +165,42 @@ struct GreedyCluster {
   }
 
  private:
-  /// The CTA's rows, normalised on request and rounded to T, a warp to a row; zeros in what pads them.
+  /// The mask, or rows that are not finite, left fewer than k rows: what the picks came to stands for the steps that
+  /// miss.
+  SPECTRAL_KERNELS_DEVICE void leave_out(int64_t batch, int step, double effective_rank, double objective) {
+    for (int64_t out = batch * in.k + step; out < (batch + 1) * in.k; ++out) {
+      in.indices[out] = -1;
+      in.ranks[out] = static_cast<T>(effective_rank);
+      in.objectives[out] = static_cast<T>(objective);
+    }
+  }
+
+  /// The CTA's rows, normalised on request and rounded to T, a warp to a row; zeros in what pads them. A row that holds
+  /// NaN or Inf is none to be picked: in a sum it would make every row's score NaN.
   SPECTRAL_KERNELS_DEVICE void read_rows(int64_t batch) {
     for (int row = warp; row < rows; row += kGreedyWarps) {
       const T* const from = in.pool + (batch * in.n + first + row) * in.d;
       T* const to = values + static_cast<int64_t>(row) * at.stride;
       double sum = 0, largest = 0;
+      bool finite = true;
       for (int i = lane; i < in.d; i += kWarp) {
         const double x = static_cast<double>(from[i]);
         sum += x * x;
         largest = larger(largest, std::fabs(x));
+        finite = finite && std::fabs(x) < INFINITY;
       }
       sum = warp_sum(sum);
-      const bool seen = ballot(largest > 0) != 0;
+      const bool seen = ballot(largest > 0) != 0, whole = ballot(!finite) == 0;
       const double length = larger(std::sqrt(sum), kNormFloor);
       for (int i = lane; i < at.stride; i += kWarp) {
-        const T x = i < in.d ? from[i] : T(0);
+        const T x = i < in.d && whole ? from[i] : T(0);
         to[i] = in.normalize ? static_cast<T>(static_cast<double>(x) / length) : x;
       }
       if (lane == 0) {
-        const bool left = in.valid == nullptr || in.valid[batch * in.n + first + row];
+        const bool left = whole && (in.valid == nullptr || in.valid[batch * in.n + first + row]);
         free[row] = !left ? kTaken : seen ? kSeen : kUnseen;
         overlap[row] = 0;
-        square[row] = in.normalize ? static_cast<double>(seen) : sum;
+        square[row] = !whole ? 0 : in.normalize ? static_cast<double>(seen) : sum;
       }
     }
     for (int i = thread; i < at.slices * at.stride; i += kGreedyThreads) {
@@ -206,7 +225,8 @@ struct GreedyCluster {
       const double sum = squares + square[row], after = frobenius + 2 * overlap[row] + square[row] * square[row];
       value = sum * sum / (after > 0 ? after : 1);
     }
-    return value * sign;
+    // never NaN or Inf, or lanes would disagree on the best and part at the next barrier
+    return smaller(larger(value * sign, -DBL_MAX), DBL_MAX);
   }
 
   SPECTRAL_KERNELS_DEVICE double best_of_all(double best) {

@@ -60,12 +60,23 @@ def row_indices(indices: Tensor, name: str, rows: int, ndim: int) -> Tensor:
         raise ValueError(f"{name} must be an int64 tensor, got {kind}")
     if indices.ndim != ndim or indices.numel() == 0:
         raise ValueError(f"{name} must be a non-empty tensor of {ndim} dimensions, got shape {tuple(indices.shape)}")
-    # reading values is a sync on CUDA and a graph break under compile; the kernels clamp nothing, so eager CPU looks
+    # reading values is a sync on CUDA and a graph break under compile; there the kernels look
     if indices.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(value) for value in torch.aminmax(indices))
-        if low < 0 or high >= rows:
-            raise ValueError(f"{name} must lie in [0, {rows}), got {low if low < 0 else high}")
+        inside(indices, name, rows)
     return indices
+
+
+def inside(indices: Tensor, name: str, rows: int) -> None:
+    """Raise for an index outside [0, rows); waits for a GPU."""
+    low, high = (int(value) for value in torch.aminmax(indices))
+    if low < 0 or high >= rows:
+        raise ValueError(f"{name} must lie in [0, {rows}), got {low if low < 0 else high}")
+
+
+def enough_left(counts: Tensor | None, needed: int) -> None:
+    """Raise if a mask that leaves so many rows of each pool leaves too few of one; waits for a GPU."""
+    if counts is not None and (least := int(counts.min())) < needed:
+        raise ValueError(f"valid leaves {least} rows, but {needed} are to be picked")
 
 
 def integer(value: int, name: str, low: int, high: int | None = None) -> int:
@@ -115,8 +126,11 @@ def bad_row(bad: Tensor, name: str) -> None:
 
 
 def finite_pool_rows(pool: Tensor, indices: Tensor) -> None:
-    """Raise for the first row of pool (N, d) that is among `indices` and holds NaN or Inf."""
-    if not _enabled or pool.device.type != "cpu":
+    """Raise for an index outside pool (N, d) and for the first row among `indices` that holds NaN or Inf, on the CPU."""
+    if pool.device.type != "cpu":
+        return
+    inside(indices, "indices", len(pool))
+    if not _enabled:
         return
     rows = indices.unique()
     finite = torch.isfinite(pool[rows]).all(-1)

@@ -9,6 +9,8 @@ import torch
 import spectral_kernels as sk
 from spectral_kernels.backends import Fit
 from spectral_kernels.backends import choose as choose_backend
+from spectral_kernels.library import overload
+from spectral_kernels.ops.greedy import OBJECTIVES
 
 Z = torch.randn(6, 4)
 BAD = Z.clone()
@@ -114,6 +116,32 @@ def test_first_row_that_is_not_finite_is_named(name: str, backend: str) -> None:
 def test_the_batch_is_named_too(backend: str) -> None:
     with pytest.raises(ValueError, match="z batch 1 row 3 holds NaN or Inf"):
         sk.covariance(torch.stack([Z, BAD]), backend=backend)
+
+
+# what only a registered op sees, called by itself or under torch.compile, where the host does not look
+GREEDY = {
+    "start": {"start": torch.tensor([[6]])},
+    "draws": {"draws": torch.full((1, 2, 3), -1)},
+    "valid": {"valid": torch.tensor([[True, False, False, False, False, False]])},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend", ("reference", "cpp"))
+@pytest.mark.parametrize("name", GREEDY)
+def test_greedy_op_outside_the_pool(name: str, backend: str, objective: str) -> None:
+    given = {"start": torch.tensor([[0]]), "draws": torch.tensor([[[1], [2]]]), "valid": None, **GREEDY[name]}
+    call = overload("greedy_select")
+    with pytest.raises(ValueError, match=f"^{name} "):
+        call(Z[None], given["start"], given["draws"], given["valid"], 2, False, objective, None, True, backend)
+
+
+@pytest.mark.parametrize("backend", ("reference", "cpp"))
+@pytest.mark.parametrize("name", ("batch_effective_rank2", "batch_spectrum"))
+@pytest.mark.parametrize("index", (-1, 6))
+def test_index_op_outside_the_pool(name: str, backend: str, index: int) -> None:
+    with pytest.raises(ValueError, match=f"^indices .*{index}"):
+        overload(name)(Z, torch.tensor([[0, index]]), False, True, backend)
 
 
 @pytest.mark.parametrize("backend", ("reference", "cpp"))

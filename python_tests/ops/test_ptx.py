@@ -82,7 +82,7 @@ def reached_without_barrier(ptx: list[str], begin: int) -> set[int]:
 def test_no_warp_adds_to_an_overlap_that_another_has_yet_to_read(rows: int) -> None:
     """Of a Gram matrix's row and of the rows themselves."""
     ptx = ptx_of_greedy(rows)
-    loads = instructions_of(ptx, line_of("overlap = tl.load(overlaps + pick)"), "ld.global")
+    loads = instructions_of(ptx, line_of("overlap = tl.load(overlaps + pick"), "ld.global")
     stores = instructions_of(ptx, line_of("tl.store(overlaps + rows, total"), "st.global")
     assert len(loads) == 1 and stores
     assert reached_without_barrier(ptx, loads[0]).isdisjoint(stores)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectral_kernels import checks
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -81,9 +83,7 @@ def check_valid(valid: Tensor | None, shape: torch.Size, needed: int, device: to
         raise ValueError(f"valid is on {valid.device}, but pool is on {device}")
     rows = ValidRows(valid.reshape(-1, shape[-1]))
     if device.type == "cpu" and not torch.compiler.is_compiling():
-        least = int(rows.count.min())
-        if least < needed:
-            raise ValueError(f"valid leaves {least} rows, but {needed} are to be picked")
+        checks.enough_left(rows.count, needed)
     return rows
 
 

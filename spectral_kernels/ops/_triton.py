@@ -270,12 +270,28 @@ def add_parts(
 
 @triton.jit
 def row_pointers(z, index, batch, rows, n, z_batch, z_row):
-    """Pointers to rows of a batch: `z[batch, rows]`, or `z[index[batch, rows]]` of a pool."""
+    """Pointers to rows of a batch, `z[batch, rows]`, or of a pool of z_batch rows, `z[index[batch, rows]]`; and which rows are
+    there: nobody has looked at an index before.
+    """
     if index is None:
         pointers = z + batch * z_batch + rows.to(tl.int64) * z_row
+        there = tl.full(rows.shape, True, tl.int1)
     else:
-        pointers = z + tl.load(index + batch * n + rows, mask=rows < n, other=0) * z_row
-    return pointers
+        at = tl.load(index + batch * n + rows, mask=rows < n, other=0)
+        pointers = z + at * z_row
+        there = (at >= 0) & (at < z_batch)
+    return pointers, there
+
+
+@triton.jit
+def load_rows(pointers, there, inside, columns, index, ACC: tl.constexpr):
+    """Rows at some columns, 0 outside; NaN, and so a result of NaN, for an index outside the pool."""
+    if index is None:
+        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+    else:
+        x = tl.load(pointers[:, None] + columns[None, :], mask=inside & there[:, None], other=0.0).to(ACC)
+        x = tl.where(there[:, None], x, float("nan"))
+    return x
 
 
 @triton.jit
@@ -328,12 +344,12 @@ def row_statistics_kernel(
     if NORMALIZE:
         for first in range(begin, end, BLOCK_N):
             rows = first + tl.arange(0, BLOCK_N)
-            pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+            pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
             squares = tl.zeros([BLOCK_N], dtype=ACC)
             for column in range(0, d, BLOCK_D):
                 columns = column + tl.arange(0, BLOCK_D)
                 inside = (rows < end)[:, None] & (columns < d)[None, :]
-                x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+                x = load_rows(pointers, there, inside, columns, index, ACC)
                 squares += tl.sum(x * x, 1)
             tl.store(scale + batch * n + rows, inverse_norm(squares), mask=rows < end)
         # the scales are read again below, by other threads
@@ -344,9 +360,9 @@ def row_statistics_kernel(
             total = tl.zeros([BLOCK_D], dtype=ACC)
             for first in range(begin, end, BLOCK_N):
                 rows = first + tl.arange(0, BLOCK_N)
-                pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+                pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
                 inside = (rows < end)[:, None] & (columns < d)[None, :]
-                x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+                x = load_rows(pointers, there, inside, columns, index, ACC)
                 if NORMALIZE:
                     x *= tl.load(scale + batch * n + rows, mask=rows < end, other=0.0)[:, None]
                 total += tl.sum(x, 0)
@@ -381,7 +397,7 @@ def tangent_kernel(
     pid = tl.program_id(0)
     batch = (pid // row_blocks).to(tl.int64)
     rows = (pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    pointers = row_pointers(z, None, batch, rows, n, z_batch, z_row)
+    pointers, _there = row_pointers(z, None, batch, rows, n, z_batch, z_row)
     along = tl.zeros([BLOCK_N], dtype=dx.dtype.element_ty)
     squares = tl.zeros([BLOCK_N], dtype=dx.dtype.element_ty)
     if NORMALIZE:
@@ -422,8 +438,8 @@ def load_part(
 ):  # fmt: skip
     """Normalised, centred rows below `limit`, at some columns; 0 outside."""
     inside = (rows < limit)[:, None] & (columns < d)[None, :]
-    pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
-    x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+    pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+    x = load_rows(pointers, there, inside, columns, index, ACC)
     if NORMALIZE:
         x *= tl.load(scale + batch * n + rows, mask=rows < limit, other=0.0)[:, None]
     if CENTER:
@@ -507,7 +523,7 @@ def apply_kernel(
             acc += 4.0 * tl.load(weights + batch * 4 + 3) * length[:, None] * x
     inside = (rows < n)[:, None] & (columns < d)[None, :]
     if TANGENT:
-        pointers = row_pointers(z, None, batch, rows, n, z_batch, z_row)
+        pointers, _there = row_pointers(z, None, batch, rows, n, z_batch, z_row)
         x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
         length = tl.sum(x * x, 1)
         unit = x * inverse_norm(length)[:, None]
@@ -576,8 +592,8 @@ def row_statistics(z: Tensor, index: Tensor | None, normalize: bool, sums: bool,
 
 
 def batch_strides(z: Tensor) -> tuple[int, int]:
-    """Strides of the batch and the row of (b, n, d), or of a pool (N, d)."""
-    return (z.stride(0), z.stride(1)) if z.ndim == 3 else (0, z.stride(0))
+    """Strides of the batch and the row of (b, n, d), or N and the stride of the row of a pool (N, d)."""
+    return (z.stride(0), z.stride(1)) if z.ndim == 3 else (len(z), z.stride(0))
 
 
 def read_rows_backward(dx: Tensor, z: Tensor, normalize: bool, sums: Statistics) -> Tensor:

@@ -33,6 +33,7 @@ from spectral_kernels.ops._triton import (
     inverse_norm,
     launch,
     load_part,
+    load_rows,
     operand,
     part_levels,
     part_slots,
@@ -127,7 +128,9 @@ def store_rank(
     safe = tl.where(positive, e, 1.0)
     by_e = tl.where(positive, -(t / safe) * (t / safe), 0.0)
     by_t = tl.where(positive, 2.0 * t / safe, 0.0) + 2.0 * b * t * by_e
-    tl.store(value + batch, tl.where(positive, t * (t / safe), tl.where(zero, 0.0, float("inf"))))
+    # NaN of NaN rows
+    unbounded = tl.where(e == e, float("inf"), e)
+    tl.store(value + batch, tl.where(positive, t * (t / safe), tl.where(zero, 0.0, unbounded)))
     if grad is not None:
         g = tl.load(grad + batch)
         tl.store(weights + batch * 4 + 0, t)
@@ -186,8 +189,8 @@ def row_tiles_kernel(
     if CENTER:
         rows = tl.arange(0, BLOCK_K)
         inside = (rows < n)[:, None] & (columns < d)[None, :]
-        pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
-        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+        pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+        x = load_rows(pointers, there, inside, columns, index, ACC)
         if NORMALIZE:
             x *= inverse_norm(tl.sum(x * x, 1))[:, None]
         pivot = tl.sum(x, 0) / tl.minimum(n, BLOCK_K)
@@ -198,8 +201,8 @@ def row_tiles_kernel(
     for first in range(begin, end, BLOCK_K):
         rows = first + tl.arange(0, BLOCK_K)
         inside = (rows < end)[:, None] & (columns < d)[None, :]
-        pointers = row_pointers(z, index, batch, rows, n, z_batch, z_row)
-        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(ACC)
+        pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+        x = load_rows(pointers, there, inside, columns, index, ACC)
         if NORMALIZE:
             x *= inverse_norm(tl.sum(x * x, 1))[:, None]
         if CENTER:

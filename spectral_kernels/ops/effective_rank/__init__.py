@@ -205,7 +205,8 @@ def batch_effective_rank(
         (c,), in units of dimensions; float64 for a float64 pool, else float32. Differentiable in pool.
 
     Raises:
-        ValueError: wrong shapes or dtypes, an index outside [0, N), a bad order, a named row that holds NaN or Inf.
+        ValueError: wrong shapes or dtypes, an index outside [0, N) (on a GPU such a batch has rank NaN), a bad order, a named
+            row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
     checks.floating(pool, "pool", ndim=2)

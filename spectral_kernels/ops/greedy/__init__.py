@@ -117,7 +117,8 @@ def greedy_select(
 
     Returns:
         `Selection` of shapes (..., k); `effective_rank` and `objective` after each pick, float64 for a float64 pool,
-        else float32. No gradient.
+        else float32. No gradient. On a GPU, where the mask is not waited for, indices are -1 once no row is left, and the
+        other two stay as they were.
 
     Raises:
         ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, bad window, start

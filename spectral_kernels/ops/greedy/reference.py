@@ -96,6 +96,10 @@ def greedy_select(
     window: list[float] | None, normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     checks.finite_rows(pool, "pool")
+    checks.inside(start, "start", pool.shape[1])
+    if draws is not None:
+        checks.inside(draws, "draws", pool.shape[1])
+    checks.enough_left(None if valid is None else valid.sum(-1), k)
     chosen = [
         _select_one(
             pool[i], start[i], None if draws is None else draws[i], None if valid is None else valid[i],

@@ -33,7 +33,7 @@ TIE_SHARE = tl.constexpr(TIE)
 TIE_LEAST = tl.constexpr(TIE_FLOOR)
 DELTA = tl.constexpr(RIDGE)
 
-# what `free` holds of a row: taken or masked out; left but zero; left and seen
+# what `free` holds of a row: 0, taken, masked out or not finite; left but zero; left and seen
 FREE_UNSEEN = tl.constexpr(1)
 FREE_SEEN = tl.constexpr(2)
 
@@ -50,12 +50,16 @@ def read_pool_kernel(
     pointers = pool + batch * z_batch + rows * z_row
     square = tl.zeros([BLOCK_N], dtype=tl.float64)
     largest = tl.zeros([BLOCK_N], dtype=tl.float64)
+    # NaN in a row that holds NaN or Inf, else 0
+    poison = tl.zeros([BLOCK_N], dtype=tl.float64)
     for first in range(0, d, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
         inside = (rows < n)[:, None] & (columns < d)[None, :]
         x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
         square += tl.sum(x * x, 1)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+        poison += tl.sum(x - x, 1)
+    finite = poison == 0
     if NORMALIZE:
         length = tl.maximum(tl.sqrt(square), FLOOR)
         for first in range(0, d, BLOCK_D):
@@ -65,7 +69,7 @@ def read_pool_kernel(
             at = rows_out + (batch * n + rows)[:, None] * d + columns[None, :]
             tl.store(at, (x / length[:, None]).to(rows_out.dtype.element_ty), mask=inside)
         square = tl.where(largest > 0, 1.0, 0.0).to(tl.float64)
-    state = tl.where(largest > 0, FREE_SEEN, FREE_UNSEEN)
+    state = tl.where(finite, tl.where(largest > 0, FREE_SEEN, FREE_UNSEEN), 0)
     if valid is not None:
         allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
         state = tl.where(allowed != 0, state, 0)
@@ -79,7 +83,9 @@ def read_diagonal(gram, valid, squares, free, batch, n, NORMALIZE: tl.constexpr,
     for first in range(0, n, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         square = tl.load(gram + rows.to(tl.int64) * (n + 1), mask=rows < n, other=0.0)
-        state = tl.where(square > 0, FREE_SEEN, FREE_UNSEEN)
+        # NaN or Inf, of a row or of its square, is in no other row's products but those with it
+        finite = square - square == 0
+        state = tl.where(finite, tl.where(square > 0, FREE_SEEN, FREE_UNSEEN), 0)
         if valid is not None:
             allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
             state = tl.where(allowed != 0, state, 0)
@@ -93,12 +99,12 @@ def read_diagonal(gram, valid, squares, free, batch, n, NORMALIZE: tl.constexpr,
 
 @triton.jit
 def first_free(listed, count, free, n, BLOCK: tl.constexpr):
-    """First of the listed rows that is free and seen; n if none is."""
+    """First of the listed rows that is in the pool, free and seen; n if none is."""
     place = count
     for first in range(0, count, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        rows = tl.load(listed + at, mask=at < count, other=0)
-        usable = (tl.load(free + rows, mask=at < count, other=0) == FREE_SEEN) & (at < count)
+        rows = tl.load(listed + at, mask=at < count, other=-1)
+        usable = tl.load(free + rows, mask=(rows >= 0) & (rows < n), other=0) == FREE_SEEN
         place = tl.minimum(place, tl.min(tl.where(usable, at, count), 0))
     row = tl.load(listed + tl.minimum(place, count - 1))
     return tl.where(place < count, row, n).to(tl.int64)
@@ -106,7 +112,7 @@ def first_free(listed, count, free, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def lowest_free(free, n, BLOCK: tl.constexpr):
-    """Lowest row that is free and seen, failing that the lowest free row."""
+    """Lowest row that is free and seen, failing that the lowest free row; n if none is left."""
     seen = n
     left = n
     for first in range(0, n, BLOCK):
@@ -166,7 +172,8 @@ def best_of_draws(
     best = tl.full([], float("-inf"), dtype=tl.float64)
     for first in range(0, m, BLOCK_M):
         at = first + tl.arange(0, BLOCK_M)
-        rows = tl.load(drawn + at, mask=at < m, other=0)
+        rows = tl.load(drawn + at, mask=at < m, other=-1)
+        inside = (rows >= 0) & (rows < n)
         overlap = tl.zeros([BLOCK_M], dtype=tl.float64)
         for first_pick in range(0, step, BLOCK_S):
             picks = first_pick + tl.arange(0, BLOCK_S)
@@ -175,7 +182,7 @@ def best_of_draws(
                 columns = first_column + tl.arange(0, BLOCK_K)
                 a = tl.load(
                     x + rows[:, None] * d + columns[None, :],
-                    mask=(at < m)[:, None] & (columns < d)[None, :],
+                    mask=inside[:, None] & (columns < d)[None, :],
                     other=0.0,
                 )
                 u = tl.load(
@@ -185,8 +192,8 @@ def best_of_draws(
                 )
                 product = tl.dot(a.to(tl.float64), tl.trans(u), product, input_precision="ieee", out_dtype=tl.float64)
             overlap += tl.sum(product * product, 1)
-        usable = (tl.load(free + rows, mask=at < m, other=0) == FREE_SEEN) & (at < m)
-        square = tl.load(squares + rows, mask=at < m, other=1.0)
+        usable = tl.load(free + rows, mask=inside, other=0) == FREE_SEEN
+        square = tl.load(squares + rows, mask=inside, other=1.0)
         value = tl.where(usable, signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE), float("-inf"))
         tl.store(scores + at, value, mask=at < m)
         best = tl.maximum(best, tl.max(value, 0))
@@ -263,13 +270,15 @@ def greedy_kernel(
                 )  # fmt: skip
         if pick >= n:
             pick = lowest_free(free, n, BLOCK_L)
+        # where no row is left, as after a mask of too few, the step takes a row of zeros: sums and rank stay as they are
+        found = pick < n
         tl.debug_barrier()
-        tl.store(free + pick, tl.full([], 0, dtype=tl.uint8))
-        tl.store(indices + step, pick)
-        square = tl.load(squares + pick)
+        tl.store(free + pick, tl.full([], 0, dtype=tl.uint8), mask=found)
+        tl.store(indices + step, tl.where(found, pick, -1))
+        square = tl.load(squares + pick, mask=found, other=0.0)
         chosen = tl.zeros([BLOCK_D], dtype=tl.float64)
         if gram is None:
-            chosen = tl.load(x + pick * d + columns, mask=columns < d, other=0.0).to(tl.float64)
+            chosen = tl.load(x + pick * d + columns, mask=columns < tl.where(found, d, 0), other=0.0).to(tl.float64)
         # Σ (x_i·x_pick)² over the picks before, and for log-det A x_pick and q_pick
         overlap = zero
         vector = chosen
@@ -279,8 +288,8 @@ def greedy_kernel(
         if LOGDET or not ALL_ROWS:
             for first in range(0, step, BLOCK_R):
                 picks = first + tl.arange(0, BLOCK_R)
-                inside = (picks < step)[:, None] & (columns < d)[None, :]
-                before = tl.load(indices + picks, mask=picks < step, other=0)
+                before = tl.load(indices + picks, mask=picks < step, other=-1)
+                inside = (before >= 0)[:, None] & (columns < d)[None, :]
                 rows = tl.load(x + before[:, None] * d + columns[None, :], mask=inside, other=0.0).to(tl.float64)
                 product = tl.sum(rows * chosen[None, :], 1)
                 overlap += tl.sum(product * product, 0)
@@ -291,7 +300,7 @@ def greedy_kernel(
                     vector -= tl.sum(u * along[:, None], 0)
         else:
             # every warp reads it before one of them adds to it below
-            overlap = tl.load(overlaps + pick)
+            overlap = tl.load(overlaps + pick, mask=found, other=0.0)
             tl.debug_barrier()
         if LOGDET:
             q = tl.maximum(q, 0.0)
@@ -310,7 +319,7 @@ def greedy_kernel(
         if gram is not None:
             for first in range(0, n, BLOCK_L):
                 rows = first + tl.arange(0, BLOCK_L)
-                product = tl.load(gram + pick * n + rows, mask=rows < n, other=0.0)
+                product = tl.load(gram + pick * n + rows, mask=rows < tl.where(found, n, 0), other=0.0)
                 total = tl.load(overlaps + rows, mask=rows < n, other=0.0) + product * product
                 tl.store(overlaps + rows, total, mask=rows < n)
         elif ALL_ROWS:

@@ -1,0 +1,226 @@
+"""What no host check sees of data on a GPU: masks that leave too few rows, indices out of range, NaN and Inf.
+
+The kernels themselves must not be led out of bounds. CUDA's run on the host emulation, Triton's in the interpreter, which
+reads past its tensors as a GPU would.
+"""
+
+import math
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from emulation_helpers import load_emulation
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.ops.effective_rank import triton as effective_rank
+from spectral_kernels.ops.greedy import reference
+from spectral_kernels.ops.greedy import triton as greedy
+from spectral_kernels.ops.spectrum.triton import gathered_spectrum
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+
+FAR = 1 << 40
+N, K = 20, 4
+
+
+@pytest.fixture(autouse=True)
+def _unchecked() -> Iterator[None]:
+    """As on a GPU, where the host does not look."""
+    checks.set_checks(False)
+    yield
+    checks.set_checks(True)
+
+
+@pytest.fixture(scope="module")
+def emulation() -> ModuleType:
+    return load_emulation()
+
+
+def guarded(value: Tensor) -> Tensor:
+    """The same numbers in the middle of poison, which what reads beside them takes in."""
+    room = 4 * value.numel()
+    poison = math.nan if value.dtype.is_floating_point else 1
+    held = torch.full((2 * room + value.numel(),), poison, dtype=value.dtype)
+    held[room : room + value.numel()] = value.reshape(-1)
+    return held[room : room + value.numel()].view(value.shape)
+
+
+def pick(
+    backend: str, emulation: ModuleType, pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None,
+    objective: str, window: list[float] | None = None, normalize: bool = True, k: int = K,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    all_rows = draws is None or window is not None
+    if backend == "triton":
+        return greedy.greedy_select(pool, start, draws, valid, k, all_rows, objective, window, normalize)
+    found = emulation.greedy_select(
+        pool.numpy(), start.numpy(), None if draws is None else draws.numpy(),
+        None if valid is None else valid.numpy(), k, all_rows, objective == "logdet",
+        None if window is None else tuple(window), normalize, descending=True,
+    )  # fmt: skip
+    return tuple(torch.from_numpy(part) for part in found)
+
+
+def draws_of(kind: str, n: int = N) -> tuple[Tensor | None, list[float] | None]:
+    if kind == "all rows":
+        return None, None
+    return torch.randint(n, (1, K, 4)), [1.5, 2.0] if kind == "window" else None
+
+
+BACKENDS = ("triton", "cuda")
+OBJECTIVES = ("effective_rank", "logdet")
+KINDS = ("all rows", "draws", "window")
+# Triton makes a Gram matrix of the smaller pool
+POOLS = (("triton", N), ("triton", 64 * K + 5), ("cuda", N))
+
+
+@pytest.mark.parametrize("left", (0, 2))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend, n", POOLS)
+def test_a_mask_that_leaves_too_few_rows(
+    emulation: ModuleType, backend: str, objective: str, kind: str, left: int, n: int
+) -> None:
+    """What it leaves is picked; then -1, at the rank that the picks have. The pool beside is as ever."""
+    pool = guarded(torch.randn(2, n, 4))
+    valid = torch.ones(2, n, dtype=torch.bool)
+    valid[0] = False
+    valid[0, torch.randperm(n)[:left]] = True
+    start = torch.tensor([[3], [3]])
+    draws, window = draws_of(kind, n)
+    draws = None if draws is None else draws.expand(2, -1, -1).contiguous()
+    indices, ranks, objectives = pick(backend, emulation, pool, start, draws, guarded(valid), objective, window)
+    assert indices[0, :left].sort().values.tolist() == valid[0].nonzero()[:, 0].tolist()
+    assert (indices[0, left:] == -1).all()
+    for trace in (ranks, objectives):
+        assert trace.isfinite().all()
+        last = trace[0, left - 1] if left else torch.zeros(())
+        assert (trace[0, left:] == last).all()
+    alone = pick(
+        backend, emulation, pool[1:], start[1:], None if draws is None else draws[1:], valid[1:], objective, window
+    )
+    for both, one in zip((indices, ranks, objectives), alone, strict=True):
+        assert torch.equal(both[1:], one)
+
+
+@pytest.mark.parametrize("bad, normalize", ((math.nan, True), (math.inf, True), (-math.inf, False)))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend, n", POOLS)
+def test_rows_that_are_not_finite_are_never_picked(
+    emulation: ModuleType, backend: str, objective: str, kind: str, bad: float, n: int, normalize: bool
+) -> None:
+    """As if a mask had taken them out."""
+    pool = torch.randn(1, n, 5)
+    draws, window = draws_of(kind, n)
+    valid = torch.ones(1, n, dtype=torch.bool)
+    valid[0, 3] = valid[0, n - 1] = False
+    start = torch.tensor([[3, 1]])
+    expected = reference.greedy_select(pool, start, draws, valid, K, draws is None or window is not None, objective,
+                                       window, normalize)  # fmt: skip
+    pool[0, 3, 4] = pool[0, n - 1, 0] = bad
+    found = pick(backend, emulation, guarded(pool), start, draws, None, objective, window, normalize)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pool_without_a_finite_row(emulation: ModuleType, backend: str, objective: str) -> None:
+    indices, *traces = pick(
+        backend, emulation, torch.full((1, N, 3), math.nan), torch.tensor([[0]]), None, None, objective
+    )
+    assert (indices == -1).all()
+    assert all((trace == 0).all() for trace in traces)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("far", (-1, N, FAR))
+def test_starts_and_draws_outside_the_pool_are_passed_over(
+    emulation: ModuleType, backend: str, objective: str, kind: str, far: int
+) -> None:
+    pool, start = torch.randn(1, N, 4), torch.tensor([[7, 5]])
+    draws, window = draws_of(kind)
+    arguments = (objective, window)
+    expected = pick(backend, emulation, pool, start, draws, None, *arguments)
+    # before the others, and in the place of a row that a step cannot take twice
+    start = torch.cat([torch.tensor([[far]]), start], 1)
+    draws = None if draws is None else torch.cat([torch.full((1, K, 1), far), draws], 2)
+    found = pick(backend, emulation, guarded(pool), guarded(start), draws, None, *arguments)
+    for part, other in zip(found, expected, strict=True):
+        assert torch.equal(part, other)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("far", (-1, FAR))
+def test_no_start_and_no_draw_inside_the_pool(emulation: ModuleType, backend: str, objective: str, far: int) -> None:
+    """As with draws that are all taken: the lowest rows."""
+    pool = torch.randn(1, N, 4)
+    draws = torch.full((1, K, 3), far)
+    indices = pick(backend, emulation, pool, torch.tensor([[far]]), draws, None, objective)[0]
+    assert indices[0].tolist() == list(range(K))
+
+
+@pytest.mark.parametrize("normalize", (True, False))
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_whose_squares_overflow(emulation: ModuleType, backend: str, objective: str, normalize: bool) -> None:
+    """Finite, but no score of theirs is: all threads still agree on a row."""
+    pool = 1e200 * torch.randn(1, N, 4, dtype=torch.float64)
+    indices = pick(backend, emulation, pool, torch.tensor([[2]]), None, None, objective, None, normalize)[0]
+    picked = indices[indices >= 0].tolist()
+    assert len(set(picked)) == len(picked)
+
+
+# --- indices into a pool ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("far, center", ((-1, False), (N, True), (FAR, False)))
+@pytest.mark.parametrize("b, d", ((9, 6), (140, 130), (20, 150)))
+def test_a_batch_with_an_index_outside_the_pool_is_nan(far: int, b: int, d: int, center: bool) -> None:
+    """Forward and backward, whole rows and tiles of either side; the batches beside it are as ever."""
+    pool = guarded(torch.randn(N, d))
+    # rows 0 to 9 for the batches that stay, the others for the one that is led astray
+    indices = torch.randint(10, (3, b)) + torch.tensor([[0], [10], [0]])
+    options = (center, True)
+    rank = effective_rank.batch_effective_rank2(pool, indices, *options)
+    gradient = effective_rank.batch_effective_rank2_backward(torch.ones(3), pool, indices, *options)
+    indices[1, b // 2] = far
+    astray = effective_rank.batch_effective_rank2(pool, guarded(indices), *options)
+    assert astray[1].isnan()
+    assert torch.equal(astray[::2], rank[::2])
+    astray = effective_rank.batch_effective_rank2_backward(torch.ones(3), pool, guarded(indices), *options)
+    assert torch.equal(astray[:10], gradient[:10])
+    assert astray[indices[1, : b // 2]].isnan().all()
+
+
+@pytest.mark.parametrize("b, d", ((9, 6), (20, 150)))
+def test_the_spectrum_of_such_a_batch_is_nan(b: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    # torch's solver raises on NaN, here and on a GPU
+    monkeypatch.setattr(effective_rank, "gathered_spectrum", lambda *given: gathered_spectrum(*given, solve=keep))
+
+    def keep(moment: Tensor, dtype: torch.dtype) -> Tensor:
+        seen.append(moment)
+        return moment[..., 0].to(dtype)
+
+    pool, indices = guarded(torch.randn(N, d)), torch.randint(N, (2, b))
+    indices[1, 2] = FAR
+    effective_rank.batch_spectrum(pool, indices, True, True)
+    assert seen[0][0].isfinite().all()
+    assert seen[0][1].isnan().any()
+
+
+@pytest.mark.parametrize("value", (math.nan, math.inf))
+@pytest.mark.parametrize("d", (6, 150))
+def test_the_rank_of_rows_that_are_not_finite_is_nan(d: int, value: float) -> None:
+    z = torch.randn(2, N, d)
+    z[1, 3, 2] = value
+    for center in (False, True):
+        rank = effective_rank.effective_rank2(z, center, True, False)
+        assert rank[0].isfinite()
+        assert rank[1].isnan()
