@@ -145,6 +145,7 @@ PYBIND11_MODULE(emulation, m) {
         py::arg("shrinkage"), py::arg("negligible"), py::arg("least"), py::arg("descending"));
   m.def("whitening_matrix", &whitening_matrix<double>, py::arg("covariances").noconvert(), py::arg("mean").noconvert(),
         py::arg("shrinkage"), py::arg("negligible"), py::arg("least"), py::arg("descending"));
+  m.def("whitening_bytes", &whitening_shared_bytes, py::arg("d"));
   m.def("greedy_bytes", &greedy_bytes, py::arg("n"), py::arg("d"), py::arg("logdet"), py::arg("wide"));
   m.attr("greedy_shared_limit") = kGreedySharedLimit;
 }

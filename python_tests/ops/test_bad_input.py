@@ -10,6 +10,7 @@ import spectral_kernels as sk
 from spectral_kernels.backends import Fit
 from spectral_kernels.backends import choose as choose_backend
 from spectral_kernels.library import overload
+from spectral_kernels.ops import whitening
 from spectral_kernels.ops.greedy import OBJECTIVES
 
 Z = torch.randn(6, 4)
@@ -191,6 +192,24 @@ def test_cuda_is_chosen_where_it_suits_the_call(monkeypatch: pytest.MonkeyPatch)
     assert choose(Fit("the pool is too large")) == "triton"
     with pytest.raises(sk.BackendError, match="too large"):
         choose(Fit("the pool is too large"), "cuda")
+
+
+@pytest.mark.parametrize("limit, most", ((99 * 1024, 96), (163 * 1024, 128), (227 * 1024, 128)))
+def test_whitening_fits_the_shared_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch, limit: int, most: int) -> None:
+    """99 KB on sm_86, sm_89 and sm_120: up to 96 features; more go to Triton, and cuda says why it cannot."""
+    device = torch.device("cuda")
+    monkeypatch.setattr("spectral_kernels.backends.CUDA_ERROR", None)
+    monkeypatch.setattr(whitening, "_shared_limit", lambda _: limit)
+
+    def choose(d: int, backend: str | None = None) -> str:
+        fit = whitening._cuda_fit(device, "cholesky", d)
+        return choose_backend("whiten", device, backend, cuda=lambda: fit)
+
+    for d in (1, 96, 97, 112, 128, 129):
+        assert choose(d) == ("cuda" if d <= most else "triton")
+    if most < 128:
+        with pytest.raises(sk.BackendError, match=f"d = 97 takes 102152 bytes of shared memory, cuda has {limit}"):
+            choose(97, "cuda")
 
 
 def test_backends_nest() -> None:

@@ -11,6 +11,7 @@ from emulation_helpers import load_emulation
 from spectral_kernels.ops.greedy import reference as greedy
 from spectral_kernels.ops.whitening import cuda as whitening_cuda
 from spectral_kernels.ops.whitening import reference as whitening
+from spectral_kernels.ops.whitening import shared_bytes
 
 Array = np.ndarray[Any, Any]
 # relative to the largest eigenvalue
@@ -294,6 +295,11 @@ def test_whitening_matrix_of_few_rows(emulation: ModuleType, d: int) -> None:
     matrix, singular, _ = inverse_factor(emulation, covariance, mean, 0.0)
     assert singular.all()
     assert matrix.isnan().all()
+
+
+def test_whitening_memory_is_what_the_choice_of_a_backend_takes_it_for(emulation: ModuleType) -> None:
+    for d in range(1, 129):
+        assert shared_bytes(d) == emulation.whitening_bytes(d)
 
 
 def test_whitening_matrix_of_identical_rows(emulation: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectral_kernels import checks
@@ -66,10 +67,27 @@ def check_options(method: str, shrinkage: float) -> None:
         raise ValueError(f"shrinkage must be between 0 and 1, got {shrinkage!r}")
 
 
-def _cuda_fit(method: str, d: int) -> Fit:
+def shared_bytes(d: int) -> int:
+    """Shared memory that the matrix of d features takes: `whitening_shared_bytes` of csrc/whitening_cuda.h."""
+    side = (d + 15) // 16 * 16
+    return 8 * (side * (side + 2) + 1)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _shared_limit(device: torch.device) -> int:
+    """Shared memory that a block may ask for: 227 KB on sm_90, 99 KB on sm_86, sm_89 and sm_120."""
+    # torch's own description of the type leaves it out
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
+def _cuda_fit(device: torch.device, method: str, d: int) -> Fit:
     if method != "cholesky":
         return Fit(f"it whitens by Cholesky only, got method = {method!r}")
-    return Fit(None if d <= MOST_FEATURES_CUDA else f"it whitens up to {MOST_FEATURES_CUDA} features, got d = {d}")
+    if d > MOST_FEATURES_CUDA:
+        return Fit(f"it whitens up to {MOST_FEATURES_CUDA} features, got d = {d}")
+    needed, limit = shared_bytes(d), _shared_limit(device)
+    return Fit(f"d = {d} takes {needed} bytes of shared memory, {device} has {limit}" if needed > limit else None)
 
 
 def whiten_with_statistics(
@@ -78,7 +96,7 @@ def whiten_with_statistics(
     """`whiten` and the mean (..., d) and covariance (..., d, d) that it found."""
     checks.floating(z, "z")
     check_options(method, shrinkage)
-    name = choose("whiten", z.device, backend, cuda=lambda: _cuda_fit(method, z.shape[-1]))
+    name = choose("whiten", z.device, backend, cuda=lambda: _cuda_fit(z.device, method, z.shape[-1]))
     y, mean, covariance, _ = op("whiten")(flatten(z), method, float(shrinkage), center, name)
     leading, d = z.shape[:-2], z.shape[-1]
     return y.reshape(z.shape), mean.reshape(*leading, d), covariance.reshape(*leading, d, d)
@@ -104,7 +122,7 @@ def whiten(
         shrinkage: ε, relative to the mean variance.
         center: subtract the mean; False whitens the second moment.
         backend: see `spectral_kernels.backends`. The d x d factorisation is in float64 on all of them:
-            torch's, but for Cholesky's on cuda, up to d = 128.
+            torch's, but for Cholesky's on cuda, up to d = 128 or what the GPU's shared memory holds (d = 96 in 99 KB).
 
     Returns:
         (..., n, d) in the dtype of z; gradients flow, also where eigenvalues repeat.
