@@ -183,6 +183,19 @@ def part_slots(splits: int) -> int:
 _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
+def _stays_ours(memory: Tensor) -> bool:
+    """Whether memory is nobody else's for as long as we hold it: not so in the pool of a CUDA graph, whose owner hands it
+    out again. torch.compile's graphs put into theirs what a warm-up makes, though nothing is being captured then.
+    """
+    if torch.cuda.get_allocator_backend() != "native":
+        return False  # it would not tell
+    address = memory.data_ptr()
+    for segment in torch.cuda.memory_snapshot():
+        if segment["address"] <= address < segment["address"] + segment["total_size"]:
+            return tuple(segment["segment_pool_id"]) == (0, 0)
+    return False
+
+
 def counters(like: Tensor, count: int) -> Tensor:
     """`count` int32 zeros on a tensor's device, for kernels that leave them so.
 
@@ -193,7 +206,9 @@ def counters(like: Tensor, count: int) -> Tensor:
     key = (like.device, torch.cuda.current_stream(like.device).cuda_stream)
     held = _counters.get(key)
     if held is None or held.numel() < count:
-        held = _counters[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=like.device)
+        held = torch.zeros(max(count, 4096), dtype=torch.int32, device=like.device)
+        if _stays_ours(held):
+            _counters[key] = held
     return held
 
 
