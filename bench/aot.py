@@ -4,10 +4,10 @@
     python bench/aot.py --update     rewrite it
     python bench/aot.py --only tiles --arch 90
 
-Each `triton.py` lists in `aot_calls()` what to launch on meta tensors; the launches are recorded (`ops/_triton.py`) and
-compiled one by one; csrc/*.cu are compiled where there is an nvcc, for sm_90a too. What a cubin takes and does is read back:
-registers, stack, shared memory, matrix instructions, and the bytes that its loops load from global memory by instructions
-of 4 bytes and less, and by all. It fails
+Each `triton.py` lists in `aot_calls()` what to launch on meta tensors; the launches are recorded as Triton types and
+specialises them on a GPU (`ops/_triton.py`) and compiled one by one; csrc/*.cu are compiled where there is an nvcc, for
+sm_90a too. What a cubin takes and does is read back: registers, stack, shared memory, matrix instructions, and the bytes
+that its loops load from global memory by instructions of 4 bytes and less, and by all. It fails
 
 - on a kernel or a configuration that no call reaches, and on one that is not in the budget;
 - on stack use (spills) in sm_90, and on shared memory above the architecture's;

@@ -7,6 +7,7 @@ runs on CPU tensors.
 Float scalars reach a kernel as float32: a float64 quantity is passed as a pair (`split_float`) or worked out inside.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -33,15 +34,6 @@ _TRITON_DTYPES = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
-}
-_POINTER_TYPES = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
 }
 
 
@@ -82,23 +74,32 @@ def recording() -> Iterator[list[Record]]:
         _records = previous
 
 
+@functools.cache
+def _binder(kernel: Any) -> Callable[..., Any]:
+    """What Triton itself asks for the types of arguments, and for what it is to know of their values."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    compiled = triton.JITFunction(kernel.fn, **kernel.kwargs) if INTERPRETED else kernel
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    binder: Callable[..., Any] = create_function_from_signature(compiled.signature, compiled.params, backend)
+    return binder
+
+
 def _record(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], configuration: Configuration) -> Record:
+    from triton.backends.compiler import BaseBackend
+
+    bound, found, _ = _binder(kernel)(*arguments, **constants)
     signature: dict[str, str] = {}
     fixed = dict(constants)
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for position, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
-        if isinstance(value, Tensor):
-            signature[name] = _POINTER_TYPES[value.dtype]
-            attributes[(position,)] = [["tt.divisibility", 16]]
-        elif value is None or (isinstance(value, int) and value == 1):
-            signature[name], fixed[name] = "constexpr", value
-        elif isinstance(value, int):
-            signature[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "fp32"
-    signature.update(dict.fromkeys(constants, "constexpr"))
+    for position, (name, (kind, known)) in enumerate(zip(bound, found, strict=True)):
+        signature[name] = kind
+        if kind == "constexpr":
+            fixed[name] = bound[name]
+        elif known:
+            attributes[(position,)] = BaseBackend.parse_attr(known)
     return Record(kernel, configuration, signature, fixed, attributes)
 
 
@@ -163,14 +164,6 @@ def split_float(value: float) -> tuple[float, float]:
     return (high, value - high) if math.isfinite(high) else (high, 0.0)
 
 
-def part_levels(splits: int) -> int:
-    """Levels of the tree of `add_parts`."""
-    levels = 0
-    while splits > 1:
-        splits, levels = -(-splits // GROUP.value), levels + 1
-    return levels
-
-
 def part_slots(splits: int) -> int:
     """Slots of the tree of `add_parts`: the parts of every level, the last one's result included."""
     slots = splits
@@ -222,10 +215,10 @@ def dense_rows(z: Tensor) -> Tensor:
 
 
 def split_rows(length: int, block: int, others: int, longest: int) -> tuple[int, int]:
-    """(splits, chunk): how a loop over `length` is divided, chunks a multiple of `block`, `others` programs besides."""
+    """(splits, chunk): how a loop over `length` is divided, chunks counted in blocks, `others` programs besides."""
     wanted = max(-(-length // longest), min(-(-FULL_GRID // others), length // (4 * block)), 1)
-    chunk = block * -(-length // (wanted * block))
-    return -(-length // chunk), chunk
+    chunk = -(-length // (wanted * block))
+    return -(-length // (chunk * block)), chunk
 
 
 @triton.jit
@@ -247,39 +240,38 @@ GROUP = tl.constexpr(8)
 
 @triton.jit
 def add_parts(
-    alive, acc, vector, parts, vectors, counters, base, split, splits,
-    LEVELS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+    alive, acc, vector, parts, vectors, counters, base, split, splits, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Sums over programs of tiles `acc` (BLOCK, BLOCK) and vectors (VECTOR,), and whether this program holds them.
 
     A tree: the last of a group of programs adds up what the group stored, in a fixed order, and goes on for it. parts and
-    vectors have `part_slots(splits)` slots from `base` on, and so have counters, which are 0 before and after.
+    vectors have `part_slots(splits)` slots from `base` on, and so have counters, which are 0 before and after. The levels
+    are a loop, not unrolled: the code is the same for every number of parts, and so compiled once.
     """
     member = split
     left = splits
-    if LEVELS > 0:
-        square = tl.arange(0, BLOCK)
-        line = tl.arange(0, VECTOR)
-        place = square[:, None] * BLOCK + square[None, :]
-        for _level in tl.static_range(LEVELS):
-            group = member // GROUP
+    square = tl.arange(0, BLOCK)
+    line = tl.arange(0, VECTOR)
+    place = square[:, None] * BLOCK + square[None, :]
+    while left > 1:
+        group = member // GROUP
+        if alive:
+            at = (base + member).to(tl.int64)
+            tl.store(parts + at * BLOCK * BLOCK + place, acc)
+            tl.store(vectors + at * VECTOR + line, vector)
+            first = group * GROUP
+            size = tl.minimum(left - first, GROUP)
+            alive = arrive(counters + base + left + group, size)
             if alive:
-                at = (base + member).to(tl.int64)
-                tl.store(parts + at * BLOCK * BLOCK + place, acc)
-                tl.store(vectors + at * VECTOR + line, vector)
-                first = group * GROUP
-                size = tl.minimum(left - first, GROUP)
-                alive = arrive(counters + base + left + group, size)
-                if alive:
-                    acc = tl.zeros_like(acc)
-                    vector = tl.zeros_like(vector)
-                    for other in range(0, size):
-                        at = (base + first + other).to(tl.int64)
-                        acc += tl.load(parts + at * BLOCK * BLOCK + place, cache_modifier=".cg")
-                        vector += tl.load(vectors + at * VECTOR + line, cache_modifier=".cg")
-            base += left
-            member = group
-            left = (left + GROUP - 1) // GROUP
+                acc = tl.zeros_like(acc)
+                vector = tl.zeros_like(vector)
+                for other in range(0, size):
+                    at = (base + first + other).to(tl.int64)
+                    acc += tl.load(parts + at * BLOCK * BLOCK + place, cache_modifier=".cg")
+                    vector += tl.load(vectors + at * VECTOR + line, cache_modifier=".cg")
+        base += left
+        member = group
+        left = (left + GROUP - 1) // GROUP
     return alive, acc, vector
 
 
@@ -345,12 +337,15 @@ def inverse_norm(squares):
     return 1.0 / tl.maximum(tl.sqrt(squares), FLOOR)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "splits", "chunk", "z_batch", "z_row"])
 def row_statistics_kernel(
-    z, index, scale, sums, n, d, splits, chunk, z_batch, z_row,
+    z, index, scale, sums, n, d, splits, chunk, z_unit, z_batch, z_row,
     NORMALIZE: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """1/‖z‖ of each row to `scale` (b, n), and sums of the (normalised) rows of each chunk to `sums` (b, splits, d)."""
+    z_batch = z_batch.to(tl.int64) * (z_unit if index is None else 1)
+    z_row *= z_unit
+    chunk *= BLOCK_N
     # divisions in 32 bits, then offsets in 64
     pid = tl.program_id(0)
     begin = (pid % splits) * chunk
@@ -403,12 +398,14 @@ def load_gradient(dx, order, offsets, batch, rows, columns, n, d, BLOCK_N: tl.co
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "row_blocks", "splits", "count", "z_batch", "z_row"])
 def tangent_kernel(
-    dx, order, offsets, z, sums, out, n, d, row_blocks, splits, count, z_batch, z_row,
+    dx, order, offsets, z, sums, out, n, d, row_blocks, splits, count, z_unit, z_batch, z_row,
     NORMALIZE: tl.constexpr, CENTER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient on z from the gradient on its centred, normalised rows; 0 on zero rows."""
+    z_batch = z_batch.to(tl.int64) * z_unit
+    z_row *= z_unit
     pid = tl.program_id(0)
     batch = (pid // row_blocks).to(tl.int64)
     rows = (pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -462,11 +459,16 @@ def load_part(
     return x
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "n", "row_blocks", "mean_splits", "mean_count", "count", "z_batch", "z_row",
+        "second_batch", "second_row",
+    ]
+)  # fmt: skip
 def apply_kernel(
     z, index, scale, sums, matrix, second, second_mean, second_matrix, weights, squares, out,
-    n, d, row_blocks, column_blocks, mean_splits, mean_count, count,
-    z_batch, z_row, second_batch, second_row,
+    n_unit, n, d, row_blocks, column_blocks, mean_splits, mean_count, count,
+    z_unit, z_batch, z_row, second_unit, second_batch, second_row,
     GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, TRANSPOSE: tl.constexpr,
     SYMMETRIZE: tl.constexpr, SECOND: tl.constexpr, RANK: tl.constexpr, QUARTIC: tl.constexpr, TANGENT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -477,6 +479,11 @@ def apply_kernel(
     pair of rows (centred, not normalised) and matrix. RANK makes it the gradient of order-2 rank, with `weights`
     (b, 4) = its derivatives: 2 w₁ x + 4 w₂ (x W) + 4 w₃ ‖x‖² x. TANGENT (d <= BLOCK_D) goes through the normalisation.
     """
+    n *= n_unit
+    z_batch = z_batch.to(tl.int64) * (z_unit if index is None else 1)
+    z_row *= z_unit
+    second_batch = second_batch.to(tl.int64) * second_unit
+    second_row *= second_unit
     pid = tl.program_id(0)
     column_block = pid % column_blocks
     row_block = pid // column_blocks % row_blocks
@@ -554,7 +561,7 @@ ROW_STATISTICS = {
 }
 TANGENT = {
     torch.float32: Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=4, num_stages=1),
-    torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=8, num_stages=1),
+    torch.float64: Configuration({"BLOCK_N": 8, "BLOCK_D": 128}, num_warps=8, num_stages=1),
 }
 # by arithmetic and columns
 APPLY = {
@@ -606,9 +613,26 @@ def row_statistics(z: Tensor, index: Tensor | None, normalize: bool, sums: bool,
     return Statistics(scale, totals, splits, n)
 
 
-def batch_strides(z: Tensor) -> tuple[int, int]:
-    """Strides of the batch and the row of (b, n, d), or N and the stride of the row of a pool (N, d)."""
-    return (z.stride(0), z.stride(1)) if z.ndim == 3 else (len(z), z.stride(0))
+def in_units(*sizes: int) -> tuple[int, ...]:
+    """A unit of 16 or 1, and sizes in it.
+
+    Whether strides are multiples of 16 decides how wide a kernel loads rows. It is compiled for either unit and takes the
+    sizes as they come; left to itself Triton would compile for each combination of sizes that are, are not, and are 1.
+    """
+    unit = 16 if all(size % 16 == 0 and size < 2**31 for size in sizes) else 1
+    return unit, *(size // unit for size in sizes)
+
+
+# of rows that are not there
+NO_STRIDES = (16, 0, 0)
+
+
+def batch_strides(z: Tensor) -> tuple[int, ...]:
+    """Strides of the batch and the row of (b, n, d): a unit, and both in it; of a pool (N, d) the unit, N and the row's."""
+    if z.ndim == 2:
+        unit, row = in_units(z.stride(0))
+        return unit, len(z), row
+    return in_units(z.stride(0) if z.shape[0] > 1 else 0, z.stride(1))
 
 
 def read_rows_backward(dx: Tensor, z: Tensor, normalize: bool, sums: Statistics) -> Tensor:
@@ -680,8 +704,8 @@ def apply(
         b * blocks[0] * blocks[1],
         (
             z, index, statistics.scale, statistics.sums, matrix, other, other_mean, other_matrix, weights, squares, out,
-            n, d, *blocks, statistics.splits, statistics.count, count, *batch_strides(z),
-            *(batch_strides(other) if other is not None else (0, 0)),
+            *(in_units(n) if gram else (1, n)), d, *blocks, statistics.splits, statistics.count, count, *batch_strides(z),
+            *(batch_strides(other) if other is not None else NO_STRIDES),
         ),
         {
             "GRAM": gram, "NORMALIZE": statistics.scale is not None, "CENTER": statistics.sums is not None,

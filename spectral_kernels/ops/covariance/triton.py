@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spectral_kernels.ops._rows import accumulation_dtype, negligible_share
 from spectral_kernels.ops._triton import (
+    NO_STRIDES,
     AotCall,
     Configuration,
     Statistics,
@@ -35,7 +36,6 @@ from spectral_kernels.ops._triton import (
     load_part,
     load_rows,
     operand,
-    part_levels,
     part_slots,
     power_of_two,
     read_rows_backward,
@@ -165,11 +165,11 @@ def add_square(acc, cross, x, PRODUCTS: tl.constexpr, PRECISION: tl.constexpr):
     return acc, cross
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "splits", "slots", "chunk", "count", "z_batch", "z_row"])
 def row_tiles_kernel(
     z, index, parts, pivots, column_sums, counters, matrix, mean_out, rank_out, n, d, splits, slots, chunk, count,
-    z_batch, z_row,
-    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr, LEVELS: tl.constexpr,
+    z_unit, z_batch, z_row,
+    NORMALIZE: tl.constexpr, CENTER: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr, SPLIT: tl.constexpr,
     NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRODUCTS: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
@@ -178,6 +178,9 @@ def row_tiles_kernel(
     MATRIX: the programs of a batch add up their chunks, which centred and divided by `count` go to `matrix` (b, d, d), with
     their mean. RANK: R₂ goes to `rank_out` (b,). Neither: chunks are left in `parts` (b, splits, BLOCK, BLOCK).
     """
+    z_batch = z_batch.to(tl.int64) * (z_unit if index is None else 1)
+    z_row *= z_unit
+    chunk *= BLOCK_K
     # divisions in 32 bits, then offsets in 64
     pid = tl.program_id(0)
     split = pid % splits
@@ -215,11 +218,11 @@ def row_tiles_kernel(
     total = tl.sum(sums, 0)
     if MATRIX or RANK:
         alive = split >= 0
-        if LEVELS > 0:
+        if SPLIT:
+            base = (batch * slots).to(tl.int32)
             alive, acc, total = add_parts(
-                alive, acc, total, parts, column_sums, counters, (batch * slots).to(tl.int32), split, splits,
-                LEVELS, BLOCK, BLOCK,
-            )  # fmt: skip
+                alive, acc, total, parts, column_sums, counters, base, split, splits, BLOCK, BLOCK
+            )
         if alive:
             mean_square = tl.full([], 0.0, dtype=ACC)
             if CENTER:
@@ -244,7 +247,7 @@ def row_tiles_kernel(
                 tl.store(pivots + batch * BLOCK + columns, pivot)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "splits", "count"])
 def finish_rows_kernel(
     parts, pivots, column_sums, matrix, mean_out, n, d, splits, count,
     CENTER: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
@@ -282,13 +285,18 @@ def finish_rows_kernel(
     tl.store(base + column * d + row, value, mask=inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "n", "mean_splits", "mean_count", "splits", "slots", "chunk", "tiles", "side_tiles", "quartic_count",
+        "count", "z_batch", "z_row", "left_batch", "left_row",
+    ]
+)  # fmt: skip
 def tiles_kernel(
     z, index, scale, sums, left, parts, norms, counters, matrix, left_sums, stats, quartics, grad, rank_out, weights,
     n, d, mean_splits, mean_count, splits, slots, chunk, tiles, side_tiles, quartic_count, count,
-    z_batch, z_row, left_batch, left_row,
+    z_unit, z_batch, z_row, left_unit, left_batch, left_row,
     GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, MATRIX: tl.constexpr,
-    RANK: tl.constexpr, LEVELS: tl.constexpr, NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    RANK: tl.constexpr, NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of xᵀx, of xxᵀ (GRAM) or of leftᵀx (CROSS), over a chunk of the other dimension, which `add_parts` adds up.
@@ -298,6 +306,11 @@ def tiles_kernel(
     `left_sums` (b, d) writes the column sums of left there.
     """
     FUSED: tl.constexpr = GRAM and NORMALIZE and scale is None
+    z_batch = z_batch.to(tl.int64) * (z_unit if index is None else 1)
+    z_row *= z_unit
+    left_batch = left_batch.to(tl.int64) * left_unit
+    left_row *= left_unit
+    chunk *= BLOCK_K
     pid = tl.program_id(0)
     split = pid % splits
     tile = pid // splits % tiles
@@ -362,15 +375,10 @@ def tiles_kernel(
         if left_sums is not None:
             a_squares = tl.sum(left_rows, 0)
         side = d
-    alive = split >= 0
-    if LEVELS > 0:
-        base = (((batch * tiles) + tile) * slots).to(tl.int32)
-        both = tl.join(a_squares, b_squares)
-        alive, acc, both = add_parts(
-            alive, acc, tl.reshape(both, [2 * BLOCK]), parts, norms, counters, base, split, splits,
-            LEVELS, BLOCK, 2 * BLOCK,
-        )  # fmt: skip
-        a_squares, b_squares = tl.split(tl.reshape(both, [BLOCK, 2]))
+    both = tl.reshape(tl.join(a_squares, b_squares), [2 * BLOCK])
+    base = (((batch * tiles) + tile) * slots).to(tl.int32)
+    alive, acc, both = add_parts(split >= 0, acc, both, parts, norms, counters, base, split, splits, BLOCK, 2 * BLOCK)
+    a_squares, b_squares = tl.split(tl.reshape(both, [BLOCK, 2]))
     if alive:
         if FUSED:
             acc = acc * inverse_norm(a_squares)[:, None] * inverse_norm(b_squares)[None, :]
@@ -536,9 +544,12 @@ def _tiles(
     side_tiles = -(-side // block)
     tiles = side_tiles * side_tiles if left is not None else side_tiles * (side_tiles + 1) // 2
     splits, chunk = split_rows(length, use["BLOCK_K"], b * tiles, LONGEST_CHUNK)
-    slots, levels = part_slots(splits), part_levels(splits)
+    slots = part_slots(splits)
+    # one part alone is not stored
+    places = b * tiles * slots if splits > 1 else 0
+    parts, norms = z.new_empty(places, block, block, dtype=acc), z.new_empty(places, 2 * block, dtype=acc)
     result = z.new_empty(b, side, side, dtype=acc) if matrix else None
-    value = weights = quartics = grad = stats = parts = norms = None
+    value = weights = quartics = grad = stats = None
     if rank is not None:
         value, stats, quartics, grad = (
             z.new_empty(b, dtype=acc),
@@ -547,22 +558,19 @@ def _tiles(
             rank.grad,
         )
         weights = z.new_empty(b, 4, dtype=acc) if grad is not None else None
-    if levels > 0:
-        parts = z.new_empty(b * tiles * slots, block, block, dtype=acc)
-        norms = z.new_empty(b * tiles * slots, 2 * block, dtype=acc)
     launch(
         tiles_kernel,
         b * tiles * splits,
         (
             z, index, statistics.scale, statistics.sums, left, parts, norms,
-            counters(z, b * tiles * slots + b) if levels > 0 or rank is not None else None, result,
+            counters(z, b * tiles * slots + b), result,
             left_sums, stats, quartics, grad, value, weights, n, d, statistics.splits, statistics.count, splits, slots,
             chunk, tiles, side_tiles, 1 if quartics is None else quartics.shape[1], count, *batch_strides(z),
-            *(batch_strides(left) if left is not None else (0, 0)),
+            *(batch_strides(left) if left is not None else NO_STRIDES),
         ),
         {
             "GRAM": gram, "NORMALIZE": normalize, "CENTER": statistics.sums is not None, "CROSS": left is not None,
-            "MATRIX": matrix, "RANK": rank is not None, "LEVELS": levels,
+            "MATRIX": matrix, "RANK": rank is not None,
             "NEGLIGIBLE": 0.0 if rank is None else negligible_share(acc),
             "ACC": triton_dtype(acc), "PRECISION": dot_precision(precision, z.dtype, acc),
         },
@@ -572,10 +580,10 @@ def _tiles(
 
 
 def _row_chunks(n: int, block: int, batches: int) -> tuple[int, int]:
-    """(splits, chunk) of the rows of each batch: a program a multiprocessor, all of its registers being taken."""
+    """(splits, blocks in each) of the rows of a batch: a program a multiprocessor, all of its registers being taken."""
     wanted = max(-(-n // LONGEST_CHUNK), min(-(-ONE_EACH // batches), n // SHORTEST_CHUNK), 1)
-    chunk = block * -(-n // (wanted * block))
-    return -(-n // chunk), chunk
+    chunk = -(-n // (wanted * block))
+    return -(-n // (chunk * block)), chunk
 
 
 def _moments_by_rows(
@@ -589,7 +597,7 @@ def _moments_by_rows(
     block = use["BLOCK"]
     splits, chunk = _row_chunks(n, use["BLOCK_K"], b)
     once = one_launch or splits == 1
-    slots, levels = (part_slots(splits), part_levels(splits)) if once else (splits, 0)
+    slots, split = (part_slots(splits), splits > 1) if once else (splits, False)
     result = z.new_empty(b, d, d, dtype=acc)
     mean = z.new_empty(b, d, dtype=acc) if center else None
     parts = column_sums = pivots = None
@@ -601,11 +609,11 @@ def _moments_by_rows(
         row_tiles_kernel,
         b * splits,
         (
-            z, index, parts, pivots, column_sums, counters(z, b * slots) if levels > 0 else None,
+            z, index, parts, pivots, column_sums, counters(z, b * slots) if split else None,
             result if once else None, mean if once else None, None, n, d, splits, slots, chunk, count, *batch_strides(z),
         ),
         {
-            "NORMALIZE": normalize, "CENTER": center, "MATRIX": once, "RANK": False, "LEVELS": levels, "NEGLIGIBLE": 0.0,
+            "NORMALIZE": normalize, "CENTER": center, "MATRIX": once, "RANK": False, "SPLIT": split, "NEGLIGIBLE": 0.0,
             "ACC": triton_dtype(acc), "PRODUCTS": bf16_products(precision, z.dtype, acc, not (normalize or center)),
             "PRECISION": dot_precision(precision, z.dtype, acc),
         },
@@ -631,9 +639,9 @@ def _ranks_by_rows(
     assert use is not None
     block = use["BLOCK"]
     splits, chunk = _row_chunks(n, use["BLOCK_K"], b)
-    slots, levels = part_slots(splits), part_levels(splits)
+    slots, split = part_slots(splits), splits > 1
     parts = column_sums = count = None
-    if levels > 0:
+    if split:
         parts = z.new_empty(b * slots, block, block, dtype=acc)
         column_sums = z.new_empty(b * slots, block, dtype=acc)
         count = counters(z, b * slots)
@@ -646,7 +654,7 @@ def _ranks_by_rows(
             *batch_strides(z),
         ),
         {
-            "NORMALIZE": normalize, "CENTER": center, "MATRIX": False, "RANK": True, "LEVELS": levels,
+            "NORMALIZE": normalize, "CENTER": center, "MATRIX": False, "RANK": True, "SPLIT": split,
             "NEGLIGIBLE": negligible_share(acc), "ACC": triton_dtype(acc),
             "PRODUCTS": bf16_products(precision, z.dtype, acc, not (normalize or center)),
             "PRECISION": dot_precision(precision, z.dtype, acc),

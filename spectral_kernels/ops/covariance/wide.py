@@ -27,9 +27,13 @@ WRITERS = 264
 CHUNK = 4096
 
 
-@triton.jit
-def pivot_kernel(z, pivot, n, d, z_batch, z_row, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+@triton.jit(do_not_specialize=["n", "z_batch", "z_row"])
+def pivot_kernel(
+    z, pivot, n, d, z_unit, z_batch, z_row, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """Mean of the first ROWS (normalised) rows of each batch: `pivot` (b, d)."""
+    z_batch = z_batch.to(tl.int64) * z_unit
+    z_row *= z_unit
     batch = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -41,12 +45,14 @@ def pivot_kernel(z, pivot, n, d, z_batch, z_row, NORMALIZE: tl.constexpr, ROWS: 
     tl.store(pivot + batch * d + columns, total / tl.minimum(n, ROWS), mask=columns < d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "writers", "z_batch", "z_row"])
 def parts_kernel(
-    z, pivot, high, middle, low, sums, n, d, writers, z_batch, z_row,
+    z, pivot, high, middle, low, sums, n, d, writers, z_unit, z_batch, z_row,
     NORMALIZE: tl.constexpr, CENTER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Rows x = high + middle (+ low), (b, n, d) in bf16, and sums of x (b, writers, d)."""
+    z_batch = z_batch.to(tl.int64) * z_unit
+    z_row *= z_unit
     pid = tl.program_id(0)
     writer = pid % writers
     batch = (pid // writers).to(tl.int64)
@@ -92,7 +98,7 @@ def load_columns(base, at, inside, EVEN: tl.constexpr):
     return tl.load(base + at) if EVEN else tl.load(base + at, mask=inside, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "splits", "tiles", "chunk"])
 def products_kernel(
     high, middle, low, out, n, d, splits, tiles, chunk,
     EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -136,7 +142,7 @@ def products_kernel(
     tl.store(at + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :], acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "splits", "tiles", "count"])
 def finish_kernel(
     parts, sums, matrix, n, d, splits, tiles, count,
     CENTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STRIP: tl.constexpr,

@@ -30,12 +30,14 @@ from spectral_kernels.ops.covariance.triton import RankInputs, ranks, tiles_and_
 from spectral_kernels.ops.spectrum.triton import gathered_spectrum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "row_blocks", "mean_splits", "mean_count", "z_batch", "z_row"])
 def row_squares_kernel(
-    z, scale, sums, squares, quartics, n, d, row_blocks, mean_splits, mean_count, z_batch, z_row,
+    z, scale, sums, squares, quartics, n, d, row_blocks, mean_splits, mean_count, z_unit, z_batch, z_row,
     NORMALIZE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """‖x‖² of each normalised, centred row to `squares` (b, n), and Σ‖x‖⁴ of a block of rows to `quartics` (b, blocks)."""
+    z_batch = z_batch.to(tl.int64) * z_unit
+    z_row *= z_unit
     pid = tl.program_id(0)
     batch = (pid // row_blocks).to(tl.int64)
     rows = (pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -21,6 +21,7 @@ from spectral_kernels.ops._triton import (
     Configuration,
     batch_strides,
     dense_rows,
+    in_units,
     launch,
     power_of_two,
     split_float,
@@ -38,12 +39,14 @@ FREE_UNSEEN = tl.constexpr(1)
 FREE_SEEN = tl.constexpr(2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "row_blocks", "z_batch", "z_row"])
 def read_pool_kernel(
-    pool, valid, rows_out, squares, free, n, d, row_blocks, z_batch, z_row,
+    pool, valid, rows_out, squares, free, n, d, row_blocks, z_unit, z_batch, z_row,
     NORMALIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Normalised rows in the accumulation dtype, their ‖x‖² (exactly 1 when normalised) and whether they are free."""
+    z_batch = z_batch.to(tl.int64) * z_unit
+    z_row *= z_unit
     pid = tl.program_id(0)
     batch = (pid // row_blocks).to(tl.int64)
     rows = ((pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -208,10 +211,10 @@ def best_of_draws(
     return pick
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k", "s", "m"])
 def greedy_kernel(
     x, start, draws, gram, valid, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
-    n, d, k, s, m, low, low_rest, high, high_rest,
+    n_unit, n, d, k, s, m, low, low_rest, high, high_rest,
     ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, WINDOW: tl.constexpr, NORMALIZE: tl.constexpr,
     BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -220,6 +223,7 @@ def greedy_kernel(
     takes u. With `gram` the last two are made here, of its diagonal and `valid`, and x is not looked at.
     """
     BLOCK_R: tl.constexpr = TILE // BLOCK_D if TILE > BLOCK_D else 1
+    n *= n_unit
     batch = tl.program_id(0).to(tl.int64)
     x += batch * n * d
     start += batch * s
@@ -386,7 +390,7 @@ def greedy_select(
             pool.new_zeros(b, n, dtype=torch.float64) if all_rows else None,
             pool.new_empty(b, k, d, dtype=torch.float64) if logdet or not all_rows else None,
             None if all_rows else pool.new_empty(b, candidates, dtype=torch.float64),
-            indices, ranks, objectives, n, d, k, start.shape[-1], candidates,
+            indices, ranks, objectives, *(in_units(n) if gram is not None else (1, n)), d, k, start.shape[-1], candidates,
             *split_float(low * (1 - TIE)), *split_float(high * (1 + TIE)),
         ),
         {

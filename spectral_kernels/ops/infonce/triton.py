@@ -112,7 +112,7 @@ def one_minus_exp(x, TERMS: tl.constexpr):
     return tl.where(x < 0.5, x * total, 1.0 - tl.exp(-x))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "n", "row_blocks"])
 def loss_kernel(
     x, x_second, p, y, y_second, loss, lse, m, n, row_blocks, d,
     x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
@@ -166,7 +166,7 @@ def loss_kernel(
     tl.store(lse + part * m + rows, positive + value, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "n", "row_blocks"])
 def gradient_kernel(
     x, x_second, p, y, y_second, grad, loss, lse, dx, dx_second, dp, m, n, row_blocks, column_blocks, d,
     x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
@@ -220,7 +220,8 @@ def gradient_kernel(
                 x_pointers, inside, x_inverse, x_tile, y_pointers, y_inside, d,
                 ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            counted = y_inside[None, :] & inside[:, None]
+            # of all rows x: what lies beyond m is not stored
+            counted = y_inside[None, :] & (rows >= 0)[:, None]
             if DIAGONAL:
                 counted = counted & (rows[:, None] != others[None, :])
             logits = tl.where(counted, cosines / tau, float("-inf"))
@@ -257,7 +258,7 @@ def gradient_kernel(
         tl.store(at, pull.to(dp.dtype.element_ty), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "n", "row_blocks"])
 def norms_kernel(
     x, x_second, p, y, y_second, norms, m, n, row_blocks, column_blocks, d,
     x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,

@@ -35,7 +35,7 @@ def load_tile(matrix, d, batch, rows, columns):
     return tl.load(matrix + at, mask=(rows < d)[:, None] & (columns < d)[None, :], other=0.0).to(tl.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "side_tiles"])
 def factor_gradient_kernel(dmatrix, matrix, phi, d, tiles, side_tiles, BLOCK: tl.constexpr):
     """Φ = the lower triangle of −dW Wᵀ, its diagonal halved; a tile on or below the diagonal a program."""
     pid = tl.program_id(0)
@@ -72,7 +72,7 @@ def congruence(phi, matrix, d, batch, i, j, side_tiles, BLOCK: tl.constexpr):
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "side_tiles"])
 def covariance_gradient_kernel(
     phi, matrix, covariance, diagonal, counters, out, d, tiles, side_tiles, shrinkage, shrinkage_rest,
     BLOCK: tl.constexpr, SIDE: tl.constexpr,
