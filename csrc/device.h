@@ -1,17 +1,29 @@
-// What the bodies of CUDA kernels are written with: threads, barriers, warp and cluster exchange. nvcc maps it to the
-// machine; any other compiler to the emulation (emulation.h), which the tests run the very same bodies on.
+// What the bodies of CUDA kernels are written with: threads, barriers, exchange within a warp and between CTAs. nvcc
+// maps it to the machine; any other compiler to the emulation (emulation.h), which the tests run the very same bodies
+// on.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
+namespace spectral_kernels::device {
 
-#include <cooperative_groups.h>
+/// What a CTA tells others through global memory. It arrives whole: its tag says that the rest has arrived too, and so
+/// no fence is needed.
+struct alignas(16) Mail {
+  uint64_t value;
+  uint32_t note, tag;
+};
+
+}  // namespace spectral_kernels::device
+
+#if defined(__CUDACC__)
 
 #define SPECTRAL_KERNELS_DEVICE __device__ __forceinline__
 #define SPECTRAL_KERNELS_HOST_DEVICE __host__ __device__
+#define SPECTRAL_KERNELS_PRAGMA(text) _Pragma(#text)
 #define SPECTRAL_KERNELS_UNROLL _Pragma("unroll")
+#define SPECTRAL_KERNELS_UNROLL_BY(times) SPECTRAL_KERNELS_PRAGMA(unroll times)
 
 namespace spectral_kernels::device {
 
@@ -20,6 +32,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 SPECTRAL_KERNELS_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 SPECTRAL_KERNELS_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 SPECTRAL_KERNELS_DEVICE void barrier() { __syncthreads(); }
+SPECTRAL_KERNELS_DEVICE void warp_barrier() { __syncwarp(); }
 
 template <class T>
 SPECTRAL_KERNELS_DEVICE T shuffle(T value, int lane) {
@@ -33,24 +46,41 @@ SPECTRAL_KERNELS_DEVICE T shuffle_xor(T value, int mask) {
 
 SPECTRAL_KERNELS_DEVICE unsigned ballot(bool vote) { return __ballot_sync(kAllLanes, vote); }
 SPECTRAL_KERNELS_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
+SPECTRAL_KERNELS_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
-// CTAs of a cluster, and the address of one's shared memory in another of them; kernels for older machines, which have
-// no clusters, are empty
-#if __CUDA_ARCH__ >= 900
-SPECTRAL_KERNELS_DEVICE int cluster_rank() { return static_cast<int>(cooperative_groups::this_cluster().block_rank()); }
-SPECTRAL_KERNELS_DEVICE void cluster_barrier() { cooperative_groups::this_cluster().sync(); }
+SPECTRAL_KERNELS_DEVICE uint32_t warp_max(uint32_t value) { return __reduce_max_sync(kAllLanes, value); }
+SPECTRAL_KERNELS_DEVICE uint32_t warp_min(uint32_t value) { return __reduce_min_sync(kAllLanes, value); }
 
-template <class T>
-SPECTRAL_KERNELS_DEVICE T* at_rank(T* shared, int rank) {
-  return cooperative_groups::this_cluster().map_shared_rank(shared, static_cast<unsigned>(rank));
+SPECTRAL_KERNELS_DEVICE void send(Mail* to, const Mail& mail) {
+  const uint64_t rest = static_cast<uint64_t>(mail.tag) << 32 | mail.note;
+  asm volatile(
+      "{ .reg .b128 m; mov.b128 m, {%1, %2}; st.relaxed.gpu.global.b128 [%0], m; }" ::"l"(__cvta_generic_to_global(to)),
+      "l"(mail.value), "l"(rest)
+      : "memory");
 }
-#else
-__device__ int cluster_rank();
-__device__ void cluster_barrier();
 
-template <class T>
-__device__ T* at_rank(T* shared, int rank);
-#endif
+SPECTRAL_KERNELS_DEVICE Mail receive(const Mail* from) {
+  uint64_t value, rest;
+  asm volatile("{ .reg .b128 m; ld.relaxed.gpu.global.b128 m, [%2]; mov.b128 {%0, %1}, m; }"
+               : "=l"(value), "=l"(rest)
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
+  return {value, static_cast<uint32_t>(rest), static_cast<uint32_t>(rest >> 32)};
+}
+
+/// Counts this CTA in; what it wrote before can be read by who sees the count.
+SPECTRAL_KERNELS_DEVICE void arrive(unsigned* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter)) : "memory");
+}
+
+SPECTRAL_KERNELS_DEVICE unsigned arrived(const unsigned* counter) {
+  unsigned count;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(__cvta_generic_to_global(counter)) : "memory");
+  return count;
+}
+
+/// Between two looks at what another CTA is to write.
+SPECTRAL_KERNELS_DEVICE void spin() {}
 
 }  // namespace spectral_kernels::device
 
@@ -61,6 +91,7 @@ __device__ T* at_rank(T* shared, int rank);
 #define SPECTRAL_KERNELS_DEVICE inline
 #define SPECTRAL_KERNELS_HOST_DEVICE
 #define SPECTRAL_KERNELS_UNROLL
+#define SPECTRAL_KERNELS_UNROLL_BY(times)
 
 #endif
 

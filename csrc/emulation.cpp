@@ -4,8 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
-#include <utility>
 
 #include "device.h"
 #include "greedy_cuda.h"
@@ -47,42 +47,48 @@ py::array_t<T> spectrum(py::array_t<T, py::array::c_style> matrices, bool larges
 
 using Indices = py::array_t<int64_t, py::array::c_style>;
 
+/// On a chip of `multiprocessors`, each with `limit` bytes of shared memory.
 template <class T>
 py::tuple greedy_select(py::array_t<T, py::array::c_style> pool, Indices start, std::optional<Indices> draws,
-                        std::optional<py::array_t<bool, py::array::c_style>> valid, int k, bool all_rows, bool logdet,
-                        std::optional<std::pair<double, double>> window, bool normalize, bool descending) {
-  const int batches = static_cast<int>(pool.shape(0)), n = static_cast<int>(pool.shape(1)),
+                        std::optional<py::array_t<bool, py::array::c_style>> valid, int k, bool logdet, bool normalize,
+                        int multiprocessors, size_t limit, bool descending) {
+  constexpr int threads = 64;
+  const int b = static_cast<int>(pool.shape(0)), n = static_cast<int>(pool.shape(1)),
             d = static_cast<int>(pool.shape(2));
-  Indices indices({batches, k});
-  py::array_t<T> ranks({batches, k}), objectives({batches, k});
-  const GreedyArguments<T> arguments{pool.data(),
-                                     start.data(),
-                                     draws ? draws->data() : nullptr,
-                                     valid ? valid->data() : nullptr,
-                                     indices.mutable_data(),
-                                     ranks.mutable_data(),
-                                     objectives.mutable_data(),
-                                     n,
-                                     d,
-                                     k,
-                                     static_cast<int>(start.shape(1)),
-                                     draws ? static_cast<int>(draws->shape(2)) : 0,
-                                     all_rows,
-                                     logdet,
-                                     window.has_value(),
-                                     normalize,
-                                     window ? window->first : 0,
-                                     window ? window->second : 0};
-  const size_t bytes = GreedyLayout::make<T>(n, d, logdet).bytes;
-  if (bytes > kGreedySharedLimit) throw std::runtime_error("the pool does not fit");
-  Machine::launch(batches * kGreedyCluster, kGreedyCluster, kGreedyThreads, bytes, order_of(descending),
-                  [&](unsigned char* shared) { GreedyCluster<T>(arguments, shared).run(); });
-  return py::make_tuple(indices, ranks, objectives);
-}
-
-/// Shared memory that a CTA of the cluster takes.
-size_t greedy_bytes(int n, int d, bool logdet, bool wide) {
-  return (wide ? GreedyLayout::make<double>(n, d, logdet) : GreedyLayout::make<float>(n, d, logdet)).bytes;
+  Indices indices({b, k});
+  py::array_t<T> ranks({b, k}), objectives({b, k});
+  const GreedyArguments<T> in{pool.data(),
+                              start.data(),
+                              draws ? draws->data() : nullptr,
+                              valid ? valid->data() : nullptr,
+                              indices.mutable_data(),
+                              ranks.mutable_data(),
+                              objectives.mutable_data(),
+                              b,
+                              n,
+                              d,
+                              k,
+                              static_cast<int>(start.shape(1)),
+                              draws ? static_cast<int>(draws->shape(2)) : 0,
+                              logdet,
+                              normalize};
+  const GreedyPlan plan = GreedyPlan::make(in, multiprocessors, limit);
+  if (plan.members == 0) throw std::runtime_error("the pool does not fit");
+  struct alignas(128) Line {
+    unsigned char bytes[128];
+  };
+  std::vector<Line> memory(plan.scratch / sizeof(Line));
+  unsigned char* const scratch = reinterpret_cast<unsigned char*>(memory.data());
+  std::fill(scratch + plan.rows, scratch + plan.scratch, static_cast<unsigned char>(0xff));
+  const int blocks = plan.groups * plan.members;
+  Machine::launch(blocks, blocks, threads, plan.shared, order_of(descending), [&](unsigned char* shared) {
+    if (logdet) {
+      GreedyGrid<T, true>(in, plan, shared, scratch, threads).run();
+    } else {
+      GreedyGrid<T, false>(in, plan, shared, scratch, threads).run();
+    }
+  });
+  return py::make_tuple(indices, ranks, objectives, py::make_tuple(plan.groups, plan.members, plan.by_draw, plan.kept));
 }
 
 template <class T>
@@ -123,6 +129,7 @@ void divergent(const std::string& where) {
   Machine::launch(1, 1, 64, 0, Order::kAscending, [&](unsigned char*) {
     if (where == "barrier" && thread_index() < 40) barrier();
     if (where == "shuffle") thread_index() % 2 == 0 ? shuffle(1, 0) : shuffle_xor(1, 1);
+    while (where == "spin" && thread_index() < 40) spin();
   });
 }
 
@@ -136,16 +143,14 @@ PYBIND11_MODULE(emulation, m) {
   m.def("neighbours", &neighbours, py::arg("barrier"), py::arg("descending"));
   m.def("divergent", &divergent);
   m.def("greedy_select", &greedy_select<float>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
-        py::arg("valid"), py::arg("k"), py::arg("all_rows"), py::arg("logdet"), py::arg("window"), py::arg("normalize"),
-        py::arg("descending"));
+        py::arg("valid"), py::arg("k"), py::arg("logdet"), py::arg("normalize"), py::arg("multiprocessors"),
+        py::arg("limit"), py::arg("descending"));
   m.def("greedy_select", &greedy_select<double>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
-        py::arg("valid"), py::arg("k"), py::arg("all_rows"), py::arg("logdet"), py::arg("window"), py::arg("normalize"),
-        py::arg("descending"));
+        py::arg("valid"), py::arg("k"), py::arg("logdet"), py::arg("normalize"), py::arg("multiprocessors"),
+        py::arg("limit"), py::arg("descending"));
   m.def("whitening_matrix", &whitening_matrix<float>, py::arg("covariances").noconvert(), py::arg("mean").noconvert(),
         py::arg("shrinkage"), py::arg("negligible"), py::arg("least"), py::arg("descending"));
   m.def("whitening_matrix", &whitening_matrix<double>, py::arg("covariances").noconvert(), py::arg("mean").noconvert(),
         py::arg("shrinkage"), py::arg("negligible"), py::arg("least"), py::arg("descending"));
   m.def("whitening_bytes", &whitening_shared_bytes, py::arg("d"));
-  m.def("greedy_bytes", &greedy_bytes, py::arg("n"), py::arg("d"), py::arg("logdet"), py::arg("wide"));
-  m.attr("greedy_shared_limit") = kGreedySharedLimit;
 }

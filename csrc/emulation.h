@@ -1,11 +1,13 @@
-// The machine of device.h on the host. Every thread of a CTA (of all CTAs of a cluster) is a fiber that runs until it
-// waits. Between two barriers the fibers run in ascending or in descending order, so that a barrier that is missing
-// changes results; one that not all threads reach, or lanes that meet in different warp operations, are errors.
+// The machine of device.h on the host. Every thread of a CTA, and of all CTAs that run together, is a fiber that runs
+// until it waits. Between two barriers the fibers run in ascending or in descending order, so that a barrier that is
+// missing changes results; one that not all threads reach, lanes that meet in different warp operations, and threads
+// that all spin are errors.
 #pragma once
 
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstddef>
 #include <cstdint>
@@ -25,12 +27,12 @@ enum class Order { kAscending, kDescending };
 
 class Machine {
  public:
-  /// Runs body(shared memory) in `blocks` CTAs of `threads` threads, `cluster` of them at a time.
-  static void launch(int blocks, int cluster, int threads, size_t shared, Order order,
+  /// Runs body(shared memory) in `blocks` CTAs of `threads` threads, `together` of them at a time.
+  static void launch(int blocks, int together, int threads, size_t shared, Order order,
                      const std::function<void(unsigned char*)>& body) {
-    if (threads % kLanes != 0 || blocks % cluster != 0) throw std::logic_error("emulation: bad launch");
-    for (int first = 0; first < blocks; first += cluster) {
-      Machine machine(first, cluster, threads, shared, order, body);
+    if (threads % kLanes != 0 || blocks % together != 0) throw std::logic_error("emulation: bad launch");
+    for (int first = 0; first < blocks; first += together) {
+      Machine machine(first, together, threads, shared, order, body);
       current() = &machine;
       machine.run();
       current() = nullptr;
@@ -40,11 +42,16 @@ class Machine {
   static Machine& the() { return *current(); }
 
   int thread() const { return running_ % threads_; }
-  int block() const { return first_ + rank(); }
-  int rank() const { return running_ / threads_; }
+  int block() const { return first_ + place(); }
 
-  void block_barrier() { meet(blocks_[static_cast<size_t>(rank())], 1); }
-  void cluster_barrier() { meet(cluster_, 1); }
+  void block_barrier() { meet(blocks_[static_cast<size_t>(place())], 1); }
+
+  /// Lets the others run.
+  void spin() {
+    Fiber& fiber = fibers_[static_cast<size_t>(running_)];
+    fiber.spins = true;
+    leave(fiber);
+  }
 
   /// What each lane of the warp passes, by lane. Two sets of slots in turn: none is written while it may be read.
   template <class T>
@@ -56,15 +63,6 @@ class Machine {
     reinterpret_cast<T*>(slots)[lane] = value;
     meet(warp.barrier, operation);
     return reinterpret_cast<const T*>(slots);
-  }
-
-  template <class T>
-  T* at_rank(T* shared, int rank) {
-    auto* const own = memory_[static_cast<size_t>(this->rank())].get();
-    auto* const byte = reinterpret_cast<unsigned char*>(shared);
-    if (byte < own || byte >= own + shared_) throw std::logic_error("emulation: not an address in shared memory");
-    if (rank < 0 || rank >= static_cast<int>(memory_.size())) throw std::logic_error("emulation: no such CTA");
-    return reinterpret_cast<T*>(memory_[static_cast<size_t>(rank)].get() + (byte - own));
   }
 
  private:
@@ -82,24 +80,25 @@ class Machine {
   struct Fiber {
     ucontext_t context;
     jmp_buf place;
-    bool started = false, done = false;
+    bool started = false, done = false, spins = false;
     const Barrier* waits = nullptr;
     unsigned generation = 0;
     void* fake_stack = nullptr;
   };
 
-  Machine(int first, int cluster, int threads, size_t shared, Order order,
+  /// Of the running thread's CTA among those that run together.
+  int place() const { return running_ / threads_; }
+
+  Machine(int first, int together, int threads, size_t shared, Order order,
           const std::function<void(unsigned char*)>& body)
       : first_(first),
         threads_(threads),
-        shared_(shared),
         order_(order),
         body_(body),
-        blocks_(static_cast<size_t>(cluster), Barrier{threads}),
-        cluster_{cluster * threads},
-        warps_(static_cast<size_t>(cluster * threads / kLanes)),
-        fibers_(static_cast<size_t>(cluster * threads)) {
-    for (int i = 0; i < cluster; ++i) {
+        blocks_(static_cast<size_t>(together), Barrier{threads}),
+        warps_(static_cast<size_t>(together * threads / kLanes)),
+        fibers_(static_cast<size_t>(together * threads)) {
+    for (int i = 0; i < together; ++i) {
       memory_.emplace_back(new (std::align_val_t{128}) unsigned char[shared + 1]);
       // NaN in float and double alike: what nobody wrote is seen
       for (size_t byte = 0; byte < shared; ++byte) memory_.back().get()[byte] = 0xff;
@@ -117,9 +116,9 @@ class Machine {
 
   void run() {
     const int warps = static_cast<int>(warps_.size());
-    int left = static_cast<int>(fibers_.size());
+    int left = static_cast<int>(fibers_.size()), idle = 0;
     while (left > 0) {
-      bool progress = false;
+      bool progress = false, spinning = false;
       for (int i = 0; i < warps; ++i) {
         const int warp = order_ == Order::kAscending ? i : warps - 1 - i;
         for (bool moved = true; moved;) {
@@ -127,16 +126,26 @@ class Machine {
           for (int j = 0; j < kLanes; ++j) {
             const int lane = order_ == Order::kAscending ? j : kLanes - 1 - j;
             Fiber& fiber = fibers_[static_cast<size_t>(warp * kLanes + lane)];
-            if (fiber.done || (fiber.waits != nullptr && fiber.waits->generation == fiber.generation)) continue;
+            if (fiber.done || fiber.spins || (fiber.waits != nullptr && fiber.waits->generation == fiber.generation))
+              continue;
             running_ = warp * kLanes + lane;
             enter(fiber);
             if (!error_.empty()) throw std::runtime_error(error_);
+            if (fiber.spins) continue;
             moved = progress = true;
             left -= fiber.done;
           }
         }
+        for (int j = 0; j < kLanes; ++j) {
+          Fiber& fiber = fibers_[static_cast<size_t>(warp * kLanes + j)];
+          spinning |= fiber.spins;
+          fiber.spins = false;
+        }
       }
-      if (!progress) throw std::runtime_error("emulation: a barrier that not every thread reaches");
+      // what a thread spins for may have been written after it looked: it looks once more
+      idle = progress ? 0 : idle + 1;
+      if (!progress && !spinning) throw std::runtime_error("emulation: a barrier that not every thread reaches");
+      if (idle == 2) throw std::runtime_error("emulation: all threads wait for one another");
     }
   }
 
@@ -165,7 +174,7 @@ class Machine {
     Fiber& fiber = machine.fibers_[static_cast<size_t>(machine.running_)];
     machine.entered(fiber);
     try {
-      machine.body_(machine.memory_[static_cast<size_t>(machine.rank())].get());
+      machine.body_(machine.memory_[static_cast<size_t>(machine.place())].get());
     } catch (const std::exception& error) {
       machine.error_ = error.what();
     }
@@ -217,11 +226,9 @@ class Machine {
   };
 
   const int first_, threads_;
-  const size_t shared_;
   const Order order_;
   const std::function<void(unsigned char*)>& body_;
   std::vector<Barrier> blocks_;
-  Barrier cluster_;
   std::vector<Warp> warps_;
   std::vector<Fiber> fibers_;
   std::vector<std::unique_ptr<unsigned char[], Free>> memory_;
@@ -237,13 +244,12 @@ class Machine {
 inline int thread_index() { return Machine::the().thread(); }
 inline int block_index() { return Machine::the().block(); }
 inline void barrier() { Machine::the().block_barrier(); }
-inline int cluster_rank() { return Machine::the().rank(); }
-inline void cluster_barrier() { Machine::the().cluster_barrier(); }
-
-template <class T>
-T* at_rank(T* shared, int rank) {
-  return Machine::the().at_rank(shared, rank);
-}
+inline void warp_barrier() { Machine::the().exchange(0, 5); }
+inline void spin() { Machine::the().spin(); }
+inline void send(Mail* to, const Mail& mail) { *to = mail; }
+inline Mail receive(const Mail* from) { return *from; }
+inline void arrive(unsigned* counter) { ++*counter; }
+inline unsigned arrived(const unsigned* counter) { return *counter; }
 
 template <class T>
 T shuffle(T value, int lane) {
@@ -263,6 +269,17 @@ inline unsigned ballot(bool vote) {
   return bits;
 }
 
+inline uint32_t warp_max(uint32_t value) {
+  const uint32_t* const values = Machine::the().exchange(value, 3);
+  return *std::max_element(values, values + 32);
+}
+
+inline uint32_t warp_min(uint32_t value) {
+  const uint32_t* const values = Machine::the().exchange(value, 4);
+  return *std::min_element(values, values + 32);
+}
+
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 
 }  // namespace spectral_kernels::device

@@ -1,9 +1,10 @@
-// Launches the cluster of greedy selection (greedy_cuda.h). Clusters are sm_90's; older code holds an empty kernel that
-// is never launched.
+// Launches greedy selection (greedy_cuda.h): a cooperative launch, whose CTAs all run at the same time.
 
+#include <algorithm>
+#include <array>
+#include <mutex>
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "greedy_cuda.h"
 #include "launch_cuda.h"
@@ -13,50 +14,81 @@ namespace {
 
 using namespace device;
 
-template <class T>
-__global__ void __launch_bounds__(kGreedyThreads, 1)
-    greedy_cluster_kernel(const __grid_constant__ GreedyArguments<T> arguments) {
-#if __CUDA_ARCH__ >= 900
+constexpr int kThreads = 512;
+
+template <class T, bool kLogdet>
+__global__ void __launch_bounds__(kThreads, 1)
+    greedy_kernel(const __grid_constant__ GreedyArguments<T> arguments, const __grid_constant__ GreedyPlan plan,
+                  unsigned char* scratch) {
   extern __shared__ __align__(128) unsigned char memory[];
-  GreedyCluster<T>(arguments, memory).run();
-#endif
+  GreedyGrid<T, kLogdet>(arguments, plan, memory, scratch, kThreads).run();
 }
 
-/// A launch of `pools` clusters of 16 CTAs: more than the 8 that every device must take, so that the kernel must ask.
-template <class T>
-struct Launch {
-  cudaLaunchConfig_t config{};
-  cudaLaunchAttribute cluster{};
+/// What a device offers, asked once.
+struct Chip {
+  int multiprocessors = 0;  // 0: it cannot run the kernel
+  size_t shared = 0;        // bytes that a CTA may have
 
-  Launch(int64_t pools, size_t bytes, cudaStream_t stream) {
-    const auto kernel = greedy_cluster_kernel<T>;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster of 16");
-    allow_shared_memory(kernel, bytes);
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = kGreedyCluster;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.gridDim = dim3(static_cast<unsigned>(pools * kGreedyCluster));
-    config.blockDim = dim3(kGreedyThreads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+  static const Chip& of(int device) {
+    static std::array<Chip, 64> chips;
+    static std::array<std::once_flag, 64> asked;
+    const size_t place = static_cast<size_t>(device);
+    if (place >= chips.size()) throw std::runtime_error("spectral_kernels: too many devices");
+    std::call_once(asked[place], [&] {
+      int current = 0, cooperative = 0, count = 0, bytes = 0;
+      if (cudaGetDevice(&current) != cudaSuccess || cudaSetDevice(device) != cudaSuccess) {
+        cudaGetLastError();
+        return;
+      }
+      cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      const bool runs = fits(greedy_kernel<float, false>, bytes) && fits(greedy_kernel<float, true>, bytes) &&
+                        fits(greedy_kernel<double, false>, bytes) && fits(greedy_kernel<double, true>, bytes);
+      if (cooperative != 0 && runs) chips[place] = {count, static_cast<size_t>(bytes)};
+      cudaSetDevice(current);
+      cudaGetLastError();
+    });
+    return chips[place];
   }
-  Launch(const Launch&) = delete;
+
+ private:
+  template <class Kernel>
+  static bool fits(Kernel* kernel, int bytes) {
+    int blocks = 0;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
+           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, static_cast<size_t>(bytes)) ==
+               cudaSuccess &&
+           blocks > 0;
+  }
 };
 
 template <class T>
-void launch(const GreedyArguments<T>& arguments, int64_t pools, cudaStream_t stream) {
-  const size_t bytes = GreedyLayout::make<T>(arguments.n, arguments.d, arguments.logdet).bytes;
-  if (bytes > kGreedySharedLimit) throw std::runtime_error("spectral_kernels: pool does not fit into a cluster");
-  Launch<T> launch(pools, bytes, stream);
-  check_cuda(cudaLaunchKernelEx(&launch.config, greedy_cluster_kernel<T>, arguments), "greedy_select");
+void launch(const GreedyArguments<T>& arguments, const Tensor& pool) {
+  const Chip& chip = Chip::of(pool.get_device_index());
+  const GreedyPlan plan =
+      chip.multiprocessors == 0 ? GreedyPlan{} : GreedyPlan::make(arguments, chip.multiprocessors, chip.shared);
+  if (plan.members == 0) throw std::runtime_error("spectral_kernels: the pool does not suit the device");
+  const Tensor scratch = torch::stable::new_empty(pool, {static_cast<int64_t>(plan.scratch)}, ScalarType::Byte);
+  const cudaStream_t stream = current_stream(pool);
+  check_cuda(cudaMemsetAsync(scratch.data_ptr(), 0, plan.rows, stream), "greedy_select");
+  cudaLaunchAttribute cooperative;
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.members));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = plan.shared;
+  config.stream = stream;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  const auto kernel = arguments.logdet ? greedy_kernel<T, true> : greedy_kernel<T, false>;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments, plan, data_of<unsigned char>(scratch)), "greedy_select");
 }
 
 std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& rows, const Tensor& starts,
                                                  const std::optional<Tensor>& drawn, const std::optional<Tensor>& mask,
-                                                 int64_t k, bool all_rows, bool logdet,
-                                                 std::optional<std::vector<double>> window, bool normalize) {
+                                                 int64_t k, bool logdet, bool normalize) {
   const ScalarType type = rows.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double) {
     throw std::runtime_error("spectral_kernels: pool must be float64 or float32");
@@ -72,15 +104,15 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& rows, const Tenso
   if (b == 0) return {indices, ranks, objectives};
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    launch(
-        GreedyArguments<T>{
-            static_cast<const T*>(pool.const_data_ptr()), static_cast<const int64_t*>(start.const_data_ptr()),
-            draws ? static_cast<const int64_t*>(draws->const_data_ptr()) : nullptr,
-            valid ? static_cast<const bool*>(valid->const_data_ptr()) : nullptr, data_of<int64_t>(indices),
-            data_of<T>(ranks), data_of<T>(objectives), static_cast<int>(pool.size(1)), static_cast<int>(pool.size(2)),
-            static_cast<int>(k), static_cast<int>(start.size(1)), draws ? static_cast<int>(draws->size(2)) : 0,
-            all_rows, logdet, window.has_value(), normalize, window ? (*window)[0] : 0.0, window ? (*window)[1] : 0.0},
-        b, current_stream(pool));
+    launch(GreedyArguments<T>{static_cast<const T*>(pool.const_data_ptr()),
+                              static_cast<const int64_t*>(start.const_data_ptr()),
+                              draws ? static_cast<const int64_t*>(draws->const_data_ptr()) : nullptr,
+                              valid ? static_cast<const bool*>(valid->const_data_ptr()) : nullptr,
+                              data_of<int64_t>(indices), data_of<T>(ranks), data_of<T>(objectives), static_cast<int>(b),
+                              static_cast<int>(pool.size(1)), static_cast<int>(pool.size(2)), static_cast<int>(k),
+                              static_cast<int>(start.size(1)), draws ? static_cast<int>(draws->size(2)) : 0, logdet,
+                              normalize},
+           pool);
   };
   if (type == ScalarType::Double) {
     run(double{});
@@ -90,26 +122,26 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& rows, const Tenso
   return {indices, ranks, objectives};
 }
 
-/// Shared memory that a CTA of the cluster takes.
-int64_t greedy_bytes(int64_t n, int64_t d, bool logdet, bool wide) {
-  const int rows = static_cast<int>(n), columns = static_cast<int>(d);
-  const GreedyLayout layout =
-      wide ? GreedyLayout::make<double>(rows, columns, logdet) : GreedyLayout::make<float>(rows, columns, logdet);
-  return static_cast<int64_t>(layout.bytes);
-}
-
-/// Clusters of `bytes` shared memory a CTA that the current device runs at a time; 0 when it runs none.
-int64_t greedy_clusters(int64_t bytes) {
-  int count = 0;
-  if (bytes > static_cast<int64_t>(kGreedySharedLimit)) return 0;
-  cudaError_t error = cudaErrorInvalidValue;
-  try {
-    Launch<float> launch(1, static_cast<size_t>(bytes), nullptr);
-    error = cudaOccupancyMaxActiveClusters(&count, greedy_cluster_kernel<float>, &launch.config);
-  } catch (const std::runtime_error&) {
-  }
-  cudaGetLastError();
-  return error == cudaSuccess ? count : 0;
+/// Whether a device runs the selection from such pools; `m` draws a step, 0: every row is a candidate.
+bool greedy_fits(int64_t device, int64_t b, int64_t n, int64_t d, int64_t k, int64_t m, bool logdet, bool normalize,
+                 bool wide) {
+  const Chip& chip = Chip::of(static_cast<int>(device));
+  if (chip.multiprocessors == 0) return false;
+  const auto fits = [&](auto zero) {
+    GreedyArguments<decltype(zero)> in{};
+    // looked at for whether it is there
+    static const int64_t some = 0;
+    in.draws = m == 0 ? nullptr : &some;
+    in.b = static_cast<int>(std::max(b, int64_t{1}));
+    in.n = static_cast<int>(n);
+    in.d = static_cast<int>(d);
+    in.k = static_cast<int>(k);
+    in.m = static_cast<int>(m);
+    in.logdet = logdet;
+    in.normalize = normalize;
+    return GreedyPlan::make(in, chip.multiprocessors, chip.shared).members > 0;
+  };
+  return wide ? fits(double{}) : fits(float{});
 }
 
 }  // namespace
@@ -117,10 +149,9 @@ int64_t greedy_clusters(int64_t bytes) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(spectral_kernels_cuda, m) {
   m.def(
-      "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, int k, bool all_rows, bool logdet,"
-      " float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)");
-  m.def("greedy_bytes(int n, int d, bool logdet, bool wide) -> int");
-  m.def("greedy_clusters(int bytes) -> int");
+      "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, int k, bool logdet, bool normalize)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def("greedy_fits(int device, int b, int n, int d, int k, int m, bool logdet, bool normalize, bool wide) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cuda, CUDA, m) {
@@ -128,6 +159,5 @@ STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cuda, CUDA, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spectral_kernels_cuda, CompositeExplicitAutograd, m) {
-  m.impl("greedy_bytes", TORCH_BOX(&spectral_kernels::greedy_bytes));
-  m.impl("greedy_clusters", TORCH_BOX(&spectral_kernels::greedy_clusters));
+  m.impl("greedy_fits", TORCH_BOX(&spectral_kernels::greedy_fits));
 }

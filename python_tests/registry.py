@@ -48,7 +48,9 @@ class Case:
         if backend != "cuda":
             return True
         limit = {"whiten": 128, "spectrum": 256, "batch_spectrum": 256, "greedy_select": 512}.get(self.op, 0)
-        return d <= limit and (self.op != "whiten" or "cholesky" in self.label)
+        if self.op == "whiten":
+            return d <= limit and "cholesky" in self.label
+        return d <= limit and not (self.op == "greedy_select" and "window" in self.label)
 
     def __str__(self) -> str:
         return f"{self.op}-{self.label}" if self.label else self.op

@@ -40,8 +40,7 @@ import torch, spectral_kernels
 from spectral_kernels import backends
 torch.ops.load_library(str(backends._CUDA_LIBRARY_PATH))
 found = torch.ops.spectral_kernels_cuda
-assert found.greedy_bytes(4096, 128, False, False) > 4096 // 16 * 128 * 4
-assert found.greedy_clusters(1 << 30) == 0
+assert torch.cuda.is_available() or not found.greedy_fits(0, 1, 4096, 128, 256, 64, False, True, False)
 names = ("eigenvalues", "greedy_select")
 print(*(name for name in names if "CUDA" in torch._C._dispatch_dump(f"spectral_kernels_cuda::{name}")))
 """

@@ -8,7 +8,6 @@ import pytest
 import torch
 from emulation_helpers import load_emulation
 
-from spectral_kernels.ops.greedy import reference as greedy
 from spectral_kernels.ops.whitening import cuda as whitening_cuda
 from spectral_kernels.ops.whitening import reference as whitening
 from spectral_kernels.ops.whitening import shared_bytes
@@ -138,107 +137,8 @@ def test_emulation_sees_a_missing_barrier(emulation: ModuleType) -> None:
         emulation.divergent("barrier")
     with pytest.raises(RuntimeError, match="lanes of a warp meet in different operations"):
         emulation.divergent("shuffle")
-
-
-# --- greedy selection, a cluster of 16 CTAs ---------------------------------------------------------------------------
-
-
-def pick(
-    emulation: ModuleType, pool: torch.Tensor, start: torch.Tensor, draws: torch.Tensor | None,
-    valid: torch.Tensor | None, k: int, all_rows: bool, objective: str, window: list[float] | None, normalize: bool,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """As the reference; in two orders of the threads, which must not show."""
-
-    def call(descending: bool) -> tuple[torch.Tensor, ...]:
-        found = emulation.greedy_select(
-            pool.numpy(), start.numpy(), None if draws is None else draws.numpy(),
-            None if valid is None else valid.numpy(), k, all_rows, objective == "logdet",
-            None if window is None else tuple(window), normalize, descending,
-        )  # fmt: skip
-        return tuple(torch.from_numpy(part) for part in found)
-
-    ascending = call(False)
-    for part, again in zip(ascending, call(True), strict=True):
-        assert torch.equal(part, again)
-    return ascending
-
-
-def check_picks(emulation: ModuleType, *arguments: Any) -> None:
-    indices, ranks, objectives = pick(emulation, *arguments)
-    expected, expected_ranks, expected_objectives = greedy.greedy_select(*arguments)
-    if arguments[6] == "logdet":
-        # near-ties are decided by rounding: the objective reached is compared
-        tolerance = 1e-4
-        assert all(len(set(batch)) == len(batch) for batch in indices.tolist())
-    else:
-        tolerance = 1e-12 if ranks.dtype == torch.float64 else 1e-6
-        assert indices.tolist() == expected.tolist()
-    torch.testing.assert_close(ranks, expected_ranks, rtol=tolerance if arguments[6] != "logdet" else 0.05, atol=0)
-    torch.testing.assert_close(objectives, expected_objectives, rtol=tolerance, atol=0)
-
-
-def selection(
-    shape: tuple[int, int, int], dtype: torch.dtype, k: int, all_rows: bool, window: list[float] | None, masked: bool
-) -> tuple[Any, ...]:
-    """pool, start, draws, valid, k, all_rows of the op."""
-    b, n, _ = shape
-    pool = torch.randn(shape, dtype=torch.float64).to(dtype)
-    start = torch.randint(n, (b, 3))
-    draws = None if all_rows and window is None else torch.randint(n, (b, k, 4))
-    valid = None
-    if masked:
-        valid = torch.rand(b, n) < 0.8
-        valid[:, :k] = True
-    return pool, start, draws, valid, k, all_rows
-
-
-@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
-@pytest.mark.parametrize("all_rows", (True, False))
-@pytest.mark.parametrize(
-    "window, normalize, shape, dtype",
-    (
-        (None, True, (1, 123, 5), torch.float32),
-        (None, False, (2, 40, 33), torch.float64),
-        ([2.0, 3.0], True, (1, 100, 6), torch.float32),
-    ),
-)
-def test_greedy_picks_what_the_reference_picks(
-    emulation: ModuleType, objective: str, all_rows: bool, window: list[float] | None, normalize: bool,
-    shape: tuple[int, int, int], dtype: torch.dtype,
-) -> None:  # fmt: skip
-    arguments = selection(shape, dtype, 6, all_rows, window, masked=True)
-    check_picks(emulation, *arguments, objective, window, normalize)
-
-
-@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
-@pytest.mark.parametrize("n", (1, 5, 17))
-def test_greedy_takes_all_of_a_small_pool(emulation: ModuleType, n: int, objective: str) -> None:
-    """Fewer rows than CTAs, and of more than one row with zero rows at the end."""
-    arguments = list(selection((1, n, 3), torch.float32, n, True, None, masked=False))
-    arguments[0][:, n // 2 + 1 :] = 0
-    arguments[0][:, -1] = 0 if n > 1 else 1
-    check_picks(emulation, *arguments, objective, None, True)
-
-
-def test_greedy_gives_ties_to_the_lowest_row(emulation: ModuleType) -> None:
-    rows = torch.randn(7, 4)
-    pool = torch.cat([rows, 3 * rows, rows, 0.1 * rows])[None]
-    check_picks(emulation, pool, torch.tensor([[20]]), None, None, 12, True, "effective_rank", None, True)
-
-
-def test_greedy_with_exhausted_draws(emulation: ModuleType) -> None:
-    arguments = list(selection((1, 50, 8), torch.float32, 6, False, None, masked=False))
-    arguments[2] = arguments[1][:, :1, None].expand(1, 6, 4).contiguous()
-    check_picks(emulation, *arguments, "effective_rank", None, True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
-@pytest.mark.parametrize("scale", (1e-4, 1.0, 1e4))
-@pytest.mark.parametrize("normalize", (True, False))
-def test_greedy_on_larger_pools(emulation: ModuleType, normalize: bool, scale: float, objective: str) -> None:
-    pool, *rest = selection((1, 1500, 128), torch.float32, 20, True, None, masked=True)
-    check_picks(emulation, scale * pool, *rest, objective, None, normalize)
+    with pytest.raises(RuntimeError, match="all threads wait for one another"):
+        emulation.divergent("spin")
 
 
 # --- whitening matrices -----------------------------------------------------------------------------------------------

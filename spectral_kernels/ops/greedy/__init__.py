@@ -1,6 +1,5 @@
 """Greedy-m builder: a diverse batch, a row at a time."""
 
-import functools
 from typing import Any
 
 import torch
@@ -62,22 +61,18 @@ def _start_rows(
     return torch.full((pool.shape[0], 1), start, dtype=torch.int64, device=pool.device)
 
 
-@functools.cache
-def _clusters(device: torch.device, bytes_of_a_block: int) -> int:
-    """How many clusters of the cuda backend, of so much shared memory a block, the device runs at a time."""
-    with torch.cuda.device(device):
-        found: int = torch.ops.spectral_kernels_cuda.greedy_clusters(bytes_of_a_block)
-    return found
-
-
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _cuda_fit(device: torch.device, wide: bool, n: int, d: int, logdet: bool, all_rows: bool) -> Fit:
-    """How a pool (n, d) suits the cuda backend, which keeps it in the shared memory of a cluster."""
-    needed = torch.ops.spectral_kernels_cuda.greedy_bytes(n, d, logdet, wide)
-    if _clusters(device, needed) == 0:
-        return Fit(f"{device} runs no cluster of 16 blocks with {needed} bytes of shared memory each")
-    # up to there Triton reads a row of the Gram matrix a step
-    return Fit(faster=logdet or not all_rows or n > GRAM_ROWS)
+def _cuda_fit(
+    pool: tuple[int, int, int], k: int, candidates: int | None, logdet: bool, window: bool, normalize: bool,
+    device: torch.device, wide: bool,
+) -> Fit:  # fmt: skip
+    """How pools (b, n, d) suit the cuda backend, whose blocks keep what a step adds to in their shared memory."""
+    if window:
+        return Fit("the cuda backend has no window")
+    place = torch.cuda.current_device() if device.index is None else device.index
+    if not torch.ops.spectral_kernels_cuda.greedy_fits(place, *pool, k, candidates or 0, logdet, normalize, wide):
+        return Fit(f"the scores of {pool[1]} rows of {pool[2]} do not fit the shared memory of {device}")
+    return Fit()
 
 
 def greedy_select(
@@ -140,14 +135,21 @@ def greedy_select(
     draws = None
     if candidates is not None or edges is not None:
         draws = draw_rows(flat, left, (k, SPARE_DRAWS if candidates is None else candidates), generator)
-    all_rows = candidates is None
     name = choose(
         "greedy_select",
         pool.device,
         backend,
         cuda=lambda: _cuda_fit(
-            pool.device, pool.dtype == torch.float64, rows, pool.shape[-1], objective == "logdet", all_rows
+            (flat.shape[0], rows, pool.shape[-1]),
+            k,
+            candidates,
+            objective == "logdet",
+            edges is not None,
+            normalize,
+            pool.device,
+            pool.dtype == torch.float64,
         ),
     )
+    all_rows = candidates is None
     chosen = op("greedy_select")(flat.detach(), first, draws, mask, k, all_rows, objective, edges, normalize, name)
     return Selection(*(part.reshape(*pool.shape[:-2], k) for part in chosen))

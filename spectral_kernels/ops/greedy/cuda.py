@@ -1,4 +1,4 @@
-"""Greedy selection by csrc/greedy.cu: a cluster of 16 CTAs holds the pool in its shared memory for the whole selection."""
+"""Greedy selection by csrc/greedy.cu: all multiprocessors hold the pool in their shared memory for the whole selection."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,11 @@ def greedy_select(
     pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, k: int, all_rows: bool, objective: str,
     window: list[float] | None, normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if window is not None:
+        raise RuntimeError("the cuda backend of greedy_select has no window")
     checks.finite_rows(pool, "pool")
     rows = pool if pool.dtype == torch.float64 else pool.float()
     chosen: tuple[Tensor, Tensor, Tensor] = torch.ops.spectral_kernels_cuda.greedy_select(
-        rows, start, draws, valid, k, all_rows, objective == "logdet", window, normalize
+        rows, start, None if all_rows else draws, valid, k, objective == "logdet", normalize
     )
     return chosen

@@ -1,0 +1,135 @@
+// What the CTAs of greedy selection (greedy_cuda.h) tell one another in a round, and how all decide alike from it.
+#pragma once
+
+#include "greedy_plan_cuda.h"
+
+namespace spectral_kernels::device {
+
+constexpr uint32_t kGreedyNone = UINT32_MAX;
+constexpr double kGreedyTie = 1e-6, kGreedyTieFloor = 1e-12;
+
+/// Doubles as integers of the same order, none of them 0.
+SPECTRAL_KERNELS_DEVICE uint64_t key_of(double score) {
+  const uint64_t bits = __builtin_bit_cast(uint64_t, score);
+  return bits ^ (bits >> 63 != 0 ? ~uint64_t{0} : uint64_t{1} << 63);
+}
+
+/// The lowest key that ties with a best one.
+SPECTRAL_KERNELS_DEVICE uint64_t edge_of(uint64_t best) {
+  const double score = __builtin_bit_cast(double, best ^ (best >> 63 != 0 ? uint64_t{1} << 63 : ~uint64_t{0}));
+  return key_of(score - kGreedyTie * std::fabs(score) - kGreedyTieFloor);
+}
+
+SPECTRAL_KERNELS_DEVICE uint64_t largest_key(uint64_t key) {
+  const uint32_t high = static_cast<uint32_t>(key >> 32), top = warp_max(high);
+  return static_cast<uint64_t>(top) << 32 | warp_max(high == top ? static_cast<uint32_t>(key) : 0u);
+}
+
+/// What a CTA offers: its best key (0: nothing), the lowest row that ties with it, that row's place in the step's draws
+/// and its overlap, and whether it is a best row itself.
+struct GreedyOffer {
+  uint64_t key;
+  uint32_t row, place;
+  double overlap;
+  bool exact;
+};
+
+/// Used by one warp of every CTA, all lanes of it together.
+class GreedyMessages {
+ public:
+  /// The row that all agree on, its place in the step's draws and the CTA that offered it; kGreedyNone when none did.
+  struct Agreed {
+    uint32_t row, place, owner;
+  };
+
+  SPECTRAL_KERNELS_DEVICE GreedyMessages(const GreedyPlan& plan, unsigned char* scratch, int group, int member)
+      : members_(plan.members),
+        member_(member),
+        lane_(lane_index()),
+        mail_(reinterpret_cast<Mail*>(scratch + plan.mail) + group * 2 * kGreedyReplicas * plan.members),
+        details_(reinterpret_cast<Mail*>(scratch + plan.details) + group * 2 * plan.members) {}
+
+  /// A round: every CTA offers, and reads what all others offer.
+  SPECTRAL_KERNELS_DEVICE void exchange(const GreedyOffer& offer) {
+    ++round_;
+    Mail* const boxes = mail_ + static_cast<int>(round_ % 2) * kGreedyReplicas * members_;
+    const uint32_t tag = offer.place << 16 | (round_ & 0xffffu);
+    if (lane_ < kGreedyReplicas) {
+      send(boxes + lane_ * members_ + member_, {offer.key, offer.row << 1 | (offer.exact ? 1u : 0u), tag});
+    } else if (lane_ == kGreedyReplicas) {
+      send(detail_of(member_), {__builtin_bit_cast(uint64_t, offer.overlap), 0, tag});
+    }
+    const Mail* const box = boxes + member_ % kGreedyReplicas * members_;
+    SPECTRAL_KERNELS_UNROLL
+    for (int i = 0; i < kMails; ++i) got_[i] = {0, 0, lane_ + i * kWarp < members_ ? ~round_ : round_};
+    bool missing = true;
+    while (missing) {
+      missing = false;
+      SPECTRAL_KERNELS_UNROLL
+      for (int i = 0; i < kMails; ++i) {
+        if (!is_new(got_[i])) got_[i] = receive(box + lane_ + i * kWarp);
+      }
+      SPECTRAL_KERNELS_UNROLL
+      for (int i = 0; i < kMails; ++i) missing = missing || !is_new(got_[i]);
+      if (missing) spin();
+    }
+  }
+
+  /// The best key of all.
+  SPECTRAL_KERNELS_DEVICE uint64_t best() const {
+    uint64_t key = 0;
+    SPECTRAL_KERNELS_UNROLL
+    for (int i = 0; i < kMails; ++i) key = larger(key, got_[i].value);
+    return largest_key(key);
+  }
+
+  /// Whether a CTA's best ties with the best of all but its lowest row may not.
+  SPECTRAL_KERNELS_DEVICE bool in_doubt(uint64_t key, uint64_t edge) const {
+    bool doubt = false;
+    SPECTRAL_KERNELS_UNROLL
+    for (int i = 0; i < kMails; ++i) {
+      doubt = doubt || (got_[i].value >= edge && got_[i].value != key && got_[i].note % 2 == 0);
+    }
+    return ballot(doubt) != 0;
+  }
+
+  /// The lowest row of those whose key is not below `edge`.
+  SPECTRAL_KERNELS_DEVICE Agreed lowest(uint64_t edge) const {
+    Agreed own{kGreedyNone, 0, kGreedyNone};
+    SPECTRAL_KERNELS_UNROLL
+    for (int i = 0; i < kMails; ++i) {
+      if (got_[i].value >= edge && got_[i].note >> 1 < own.row) {
+        own = {got_[i].note >> 1, got_[i].tag >> 16, static_cast<uint32_t>(lane_ + i * kWarp)};
+      }
+    }
+    const uint32_t row = warp_min(own.row), owner = warp_min(own.row == row ? own.owner : kGreedyNone);
+    return {row, shuffle(own.place, static_cast<int>(owner % kWarp)), owner};
+  }
+
+  /// Overlap of the row that a CTA offered in this round: asked for first, then waited for.
+  SPECTRAL_KERNELS_DEVICE Mail ask_detail(int owner) const { return receive(detail_of(owner)); }
+
+  SPECTRAL_KERNELS_DEVICE double detail(int owner, Mail got) const {
+    while (!is_new(got)) {
+      spin();
+      got = receive(detail_of(owner));
+    }
+    return __builtin_bit_cast(double, got.value);
+  }
+
+ private:
+  static constexpr int kMails = kGreedyMembers / kWarp;  // that a lane reads
+
+  SPECTRAL_KERNELS_DEVICE Mail* detail_of(int owner) const {
+    return details_ + static_cast<int>(round_ % 2) * members_ + owner;
+  }
+
+  SPECTRAL_KERNELS_DEVICE bool is_new(const Mail& mail) const { return ((mail.tag ^ round_) & 0xffffu) == 0; }
+
+  const int members_, member_, lane_;
+  Mail *const mail_, *const details_;
+  unsigned round_ = 0;
+  Mail got_[kMails];
+};
+
+}  // namespace spectral_kernels::device
