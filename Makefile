@@ -98,8 +98,10 @@ check-paths: $(VENV)/package.stamp
 	SPECTRAL_KERNELS_CPU_PATH=baseline $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
 	SPECTRAL_KERNELS_CPU_PATH=avx2 $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
 
-# C++ by the library that this torch's headers made, Triton under its interpreter; then each library under the other torch
-check-torch: $(TORCHES:%=check-torch-%)
+# each torch with the library that its headers made, then with the other's; unpacking a torch keeps one core busy
+check-torch:
+	$(MAKE) -j 2 $(TORCHES:%=.venv-torch-%/stamp)
+	$(MAKE) $(TORCHES:%=check-torch-%)
 	PYTHONPATH=build/torch-newest .venv-torch-oldest/bin/python -P -m pytest $(OTHER_TORCH_TESTS) $(PYTEST_ARGS)
 	PYTHONPATH=build/torch-oldest .venv-torch-newest/bin/python -P -m pytest $(OTHER_TORCH_TESTS) $(PYTEST_ARGS)
 
@@ -108,8 +110,8 @@ $(TORCHES:%=check-torch-%): check-torch-%: .venv-torch-%/stamp
 	SPECTRAL_KERNELS_BUILD=require SPECTRAL_KERNELS_CUDA=$(if $(shell command -v $(or $(NVCC),nvcc)),require,1) \
 	    .venv-torch-$*/bin/python setup.py --quiet build --build-lib build/torch-$*
 	PYTHONPATH=build/torch-$* .venv-torch-$*/bin/python -P -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
-	PYTHONPATH=build/torch-$* .venv-torch-$*/bin/python -P -m pytest python_tests/ops -q -n auto -m "not slow" -k triton \
-	    $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=build/torch-$* \
+	    .venv-torch-$*/bin/python -P -m pytest python_tests/ops -q -n auto -m "not slow" -k triton $(PYTEST_ARGS)
 
 # -P: the package is the one in PYTHONPATH, not the one in this folder
 check-sanitize: $(VENV)/package.stamp
