@@ -56,28 +56,33 @@ def _contiguous(result: Any) -> Any:
     return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()
 
 
-def _eager_call(name: str) -> Callable[..., Any]:
-    """Calls an op; its C++ at once where there is nothing to differentiate and no mode or transform wants to hear of it.
+def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool) -> Callable[..., Any]:
+    """Calls an op; its C++, or the kernel of a GPU, at once where there is nothing to differentiate and no mode or transform
+    wants to hear of it.
 
     The layers in between would do nothing then, but they are Python, and cold: 0.1 ms beside a batch's covariance.
     """
     registered = overload(name)
-    kernel: Callable[..., Any] | None = None
+    library: Callable[..., Any] | None = None
+    at_once = ("cpp", "triton", "cuda") if cpp else ("triton", "cuda")
 
     def call(*arguments: Any) -> Any:
-        nonlocal kernel
+        nonlocal library
         if torch.compiler.is_compiling():
             return registered(*arguments)
-        if arguments[-1] != "cpp" or _len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        backend = arguments[-1]
+        if backend not in at_once or _len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
             return registered(*arguments)
         grad = torch.is_grad_enabled()
         for value in arguments:
             if isinstance(value, torch.Tensor) and (type(value) is not torch.Tensor or (grad and value.requires_grad)):
                 return registered(*arguments)
-        if kernel is None:
-            kernel = getattr(torch.ops.spectral_kernels_cpp, name).default._op
+        if backend != "cpp":
+            return kernel(*arguments)
+        if library is None:
+            library = getattr(torch.ops.spectral_kernels_cpp, name).default._op
         try:
-            return kernel(*arguments[:-1])
+            return library(*arguments[:-1])
         except RuntimeError as error:
             raise _translation(error) from None
 
@@ -142,8 +147,8 @@ def define(
 
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)
-    if cpp == "library":
-        _CALLS[name] = _eager_call(name)
+    if cpp == "library" or triton or cuda == "own":
+        _CALLS[name] = _eager_call(name, kernel, cpp == "library")
     torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *inputs: fake(*inputs[:-1]), lib=LIBRARY)
 
 

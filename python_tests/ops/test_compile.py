@@ -82,7 +82,18 @@ def test_autocast_changes_nothing(name: str) -> None:
         torch.testing.assert_close(CALLS[name](z), expected)
 
 
-def test_a_dispatch_mode_sees_the_op_that_eager_code_goes_around() -> None:
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_eager_code_goes_around_the_dispatcher(backend: str) -> None:
+    """Unless there is something to differentiate."""
+    z = torch.randn(16, 4)
+    for wanted in (False, True):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            sk.covariance(z.requires_grad_(wanted), backend=backend)
+        assert ("spectral_kernels::covariance" in {event.key for event in profile.key_averages()}) == wanted
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_a_dispatch_mode_sees_the_op_that_eager_code_goes_around(backend: str) -> None:
     class Seen(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
@@ -96,8 +107,8 @@ def test_a_dispatch_mode_sees_the_op_that_eager_code_goes_around() -> None:
 
     z = torch.randn(16, 4)
     with Seen() as seen:
-        inside = sk.covariance(z)
+        inside = sk.covariance(z, backend=backend)
     assert "spectral_kernels.covariance.default" in seen.names
-    assert torch.equal(inside, sk.covariance(z))
+    assert torch.equal(inside, sk.covariance(z, backend=backend))
     with FakeTensorMode() as mode:
-        assert sk.covariance(mode.from_tensor(z)).shape == (4, 4)
+        assert sk.covariance(mode.from_tensor(z), backend=backend).shape == (4, 4)
