@@ -10,6 +10,7 @@ Float scalars reach a kernel as float32: a float64 quantity is passed as a pair 
 import functools
 import math
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectral_kernels.ops import _launch
 from spectral_kernels.ops._rows import NORM_FLOOR, accumulation_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -106,18 +108,13 @@ def _record(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], 
 def launch(
     kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], use: Configuration
 ) -> None:
-    """Run `kernel` on a one-dimensional grid, or record it."""
-    constants = {**use.constants, **constants}
+    """Run `kernel` on a one-dimensional grid, on the device of its first argument; or record it."""
     if _records is not None:
-        _records.append(_record(kernel, arguments, constants, use))
-        return
-    first = next(value for value in arguments if isinstance(value, Tensor))
-    options = {"num_warps": use.num_warps, "num_stages": use.num_stages}
-    if first.is_cuda:
-        with torch.cuda.device(first.device):
-            kernel[(programs,)](*arguments, **constants, **options)
+        _records.append(_record(kernel, arguments, {**use.constants, **constants}, use))
+    elif INTERPRETED:
+        _launch.through_triton(kernel, programs, arguments, constants, use)
     else:
-        kernel[(programs,)](*arguments, **constants, **options)
+        _launch.launch(kernel, programs, arguments, constants, use)
 
 
 AotCall = Callable[[], object]
@@ -158,9 +155,15 @@ def arithmetic(precision: str, dtype: torch.dtype, acc: torch.dtype) -> str:
     return "ieee" if precision == "ieee" and dtype == torch.float32 else "tensor"
 
 
+_FLOAT = struct.Struct("f")
+
+
 def split_float(value: float) -> tuple[float, float]:
     """A float64 as the sum of two float32, good to 48 bits."""
-    high = float(torch.tensor(value, dtype=torch.float64).float())
+    try:
+        (high,) = _FLOAT.unpack(_FLOAT.pack(value))
+    except OverflowError:
+        high = math.copysign(math.inf, value)
     return (high, value - high) if math.isfinite(high) else (high, 0.0)
 
 
