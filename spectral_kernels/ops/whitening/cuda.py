@@ -5,7 +5,7 @@ from torch import Tensor
 
 from spectral_kernels.ops._rows import negligible_share
 from spectral_kernels.ops._triton import dense_rows
-from spectral_kernels.ops.whitening.reference import refuse_singular
+from spectral_kernels.ops.whitening.reference import awaited, refuse_singular
 from spectral_kernels.ops.whitening.triton import covariance_of, whiten_backward, whitened
 
 __all__ = ["whiten", "whiten_backward"]
@@ -27,7 +27,6 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     noise = z.shape[-1] * torch.finfo(covariance.dtype).eps
     negligible = negligible_share(covariance.dtype)
     matrix, singular = whitening_matrix(covariance, mean, shrinkage, negligible, 0.0 if shrinkage > 0 else noise)
-    # a larger shrinkage is more than the covariance's rounding can take away: the answer is not waited for
-    if shrinkage < 4 * noise:
+    if awaited(covariance, shrinkage):
         refuse_singular(singular.any(), shrinkage)
     return whitened(z, mean, matrix, center), mean, covariance, matrix

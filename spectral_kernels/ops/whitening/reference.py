@@ -49,8 +49,9 @@ def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tenso
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     if method == "cholesky":
         factor, failed = torch.linalg.cholesky_ex(c)
-        pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-        refuse_singular(failed.any() | _is_singular(pivots, covariance.dtype, shrinkage), shrinkage)
+        if awaited(covariance, shrinkage):
+            pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+            refuse_singular(failed.any() | _is_singular(pivots, covariance.dtype, shrinkage), shrinkage)
         matrix: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(c), upper=False)
     elif method == "zca":
         values, vectors = torch.linalg.eigh(c)
@@ -71,6 +72,16 @@ def _is_singular(values: Tensor, dtype: torch.dtype, shrinkage: float) -> Tensor
     if shrinkage > 0:
         return torch.zeros((), dtype=torch.bool, device=values.device)
     return (values.amin(-1) <= values.shape[-1] * torch.finfo(dtype).eps * values.amax(-1)).any()
+
+
+def awaited(covariance: Tensor, shrinkage: float) -> bool:
+    """Whether the host is to wait for the answer whether a covariance (b, d, d) is singular by Cholesky.
+
+    On a GPU that stalls the stream. A larger shrinkage is more than the covariance's rounding can take away: there is no
+    need to ask.
+    """
+    noise = covariance.shape[-1] * torch.finfo(covariance.dtype).eps
+    return covariance.device.type == "cpu" or shrinkage < 4 * noise
 
 
 def refuse_singular(singular: Tensor, shrinkage: float) -> None:
