@@ -79,6 +79,13 @@ SPECTRAL_KERNELS_DEVICE unsigned arrived(const unsigned* counter) {
   return count;
 }
 
+/// A pointer that is kept in registers: what it was computed from is not computed anew where it is used.
+template <class T>
+SPECTRAL_KERNELS_DEVICE T* pinned(T* pointer) {
+  asm("mov.u64 %0, %0;" : "+l"(pointer));
+  return pointer;
+}
+
 /// Between two looks at what another CTA is to write.
 SPECTRAL_KERNELS_DEVICE void spin() {}
 

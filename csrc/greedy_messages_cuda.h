@@ -40,26 +40,26 @@ class GreedyMessages {
   /// The row that all agree on, its place in the step's draws and the CTA that offered it; kGreedyNone when none did.
   struct Agreed {
     uint32_t row, place, owner;
+    bool doubt;
   };
 
   SPECTRAL_KERNELS_DEVICE GreedyMessages(const GreedyPlan& plan, unsigned char* scratch, int group, int member)
-      : members_(plan.members),
-        member_(member),
-        lane_(lane_index()),
-        mail_(reinterpret_cast<Mail*>(scratch + plan.mail) + group * 2 * kGreedyReplicas * plan.members),
-        details_(reinterpret_cast<Mail*>(scratch + plan.details) + group * 2 * plan.members) {}
+      : members_(plan.members), lane_(lane_index()) {
+    const auto mail = reinterpret_cast<Mail*>(scratch + plan.mail) + group * 2 * kBoxes * members_;
+    sent_ = pinned(mail + lane_ * members_ + member);
+    box_ = pinned(mail + member % kGreedyReplicas * members_ + lane_);
+    details_ = pinned(mail + kGreedyReplicas * members_);
+  }
 
   /// A round: every CTA offers, and reads what all others offer.
   SPECTRAL_KERNELS_DEVICE void exchange(const GreedyOffer& offer) {
     ++round_;
-    Mail* const boxes = mail_ + static_cast<int>(round_ % 2) * kGreedyReplicas * members_;
-    const uint32_t tag = offer.place << 16 | (round_ & 0xffffu);
-    if (lane_ < kGreedyReplicas) {
-      send(boxes + lane_ * members_ + member_, {offer.key, offer.row << 1 | (offer.exact ? 1u : 0u), tag});
-    } else if (lane_ == kGreedyReplicas) {
-      send(detail_of(member_), {__builtin_bit_cast(uint64_t, offer.overlap), 0, tag});
+    if (lane_ < kBoxes) {
+      const bool copies = lane_ < kGreedyReplicas;
+      send(sent_ + turn(), {copies ? offer.key : __builtin_bit_cast(uint64_t, offer.overlap),
+                            offer.row << 1 | (offer.exact ? 1u : 0u), offer.place << 16 | (round_ & 0xffffu)});
     }
-    const Mail* const box = boxes + member_ % kGreedyReplicas * members_;
+    const Mail* const box = pinned(box_ + turn());
     SPECTRAL_KERNELS_UNROLL
     for (int i = 0; i < kMails; ++i) got_[i] = {0, 0, lane_ + i * kWarp < members_ ? ~round_ : round_};
     bool missing = true;
@@ -67,7 +67,7 @@ class GreedyMessages {
       missing = false;
       SPECTRAL_KERNELS_UNROLL
       for (int i = 0; i < kMails; ++i) {
-        if (!is_new(got_[i])) got_[i] = receive(box + lane_ + i * kWarp);
+        if (!is_new(got_[i])) got_[i] = receive(box + i * kWarp);
       }
       SPECTRAL_KERNELS_UNROLL
       for (int i = 0; i < kMails; ++i) missing = missing || !is_new(got_[i]);
@@ -83,51 +83,46 @@ class GreedyMessages {
     return largest_key(key);
   }
 
-  /// Whether a CTA's best ties with the best of all but its lowest row may not.
-  SPECTRAL_KERNELS_DEVICE bool in_doubt(uint64_t key, uint64_t edge) const {
-    bool doubt = false;
+  /// The lowest row of those whose key is not below `edge`, which ties with the best key of all. In doubt when a CTA's
+  /// best ties but its lowest row may not.
+  SPECTRAL_KERNELS_DEVICE Agreed agree(uint64_t best, uint64_t edge) const {
+    Agreed own{kGreedyNone, 0, kGreedyNone, false};
     SPECTRAL_KERNELS_UNROLL
     for (int i = 0; i < kMails; ++i) {
-      doubt = doubt || (got_[i].value >= edge && got_[i].value != key && got_[i].note % 2 == 0);
-    }
-    return ballot(doubt) != 0;
-  }
-
-  /// The lowest row of those whose key is not below `edge`.
-  SPECTRAL_KERNELS_DEVICE Agreed lowest(uint64_t edge) const {
-    Agreed own{kGreedyNone, 0, kGreedyNone};
-    SPECTRAL_KERNELS_UNROLL
-    for (int i = 0; i < kMails; ++i) {
-      if (got_[i].value >= edge && got_[i].note >> 1 < own.row) {
-        own = {got_[i].note >> 1, got_[i].tag >> 16, static_cast<uint32_t>(lane_ + i * kWarp)};
+      const uint32_t row = got_[i].note >> 1;
+      const bool ties = got_[i].value >= edge;
+      own.doubt |= ties & (got_[i].value != best) & (got_[i].note % 2 == 0);
+      if (ties & (row < own.row)) {
+        own.row = row;
+        own.place = got_[i].tag >> 16;
+        own.owner = static_cast<uint32_t>(lane_ + i * kWarp);
       }
     }
     const uint32_t row = warp_min(own.row), owner = warp_min(own.row == row ? own.owner : kGreedyNone);
-    return {row, shuffle(own.place, static_cast<int>(owner % kWarp)), owner};
+    return {row, shuffle(own.place, static_cast<int>(owner % kWarp)), owner, ballot(own.doubt) != 0};
   }
 
   /// Overlap of the row that a CTA offered in this round: asked for first, then waited for.
-  SPECTRAL_KERNELS_DEVICE Mail ask_detail(int owner) const { return receive(detail_of(owner)); }
+  SPECTRAL_KERNELS_DEVICE Mail ask_detail(int owner) const { return receive(details_ + turn() + owner); }
 
   SPECTRAL_KERNELS_DEVICE double detail(int owner, Mail got) const {
     while (!is_new(got)) {
       spin();
-      got = receive(detail_of(owner));
+      got = receive(details_ + turn() + owner);
     }
     return __builtin_bit_cast(double, got.value);
   }
 
  private:
   static constexpr int kMails = kGreedyMembers / kWarp;  // that a lane reads
+  static constexpr int kBoxes = kGreedyReplicas + 1;     // the last holds the overlaps
 
-  SPECTRAL_KERNELS_DEVICE Mail* detail_of(int owner) const {
-    return details_ + static_cast<int>(round_ % 2) * members_ + owner;
-  }
+  SPECTRAL_KERNELS_DEVICE int turn() const { return static_cast<int>(round_ % 2) * kBoxes * members_; }
 
   SPECTRAL_KERNELS_DEVICE bool is_new(const Mail& mail) const { return ((mail.tag ^ round_) & 0xffffu) == 0; }
 
-  const int members_, member_, lane_;
-  Mail *const mail_, *const details_;
+  const int members_, lane_;
+  Mail *sent_, *box_, *details_;  // of the first turn
   unsigned round_ = 0;
   Mail got_[kMails];
 };

@@ -48,7 +48,7 @@ struct GreedyPlan {
   // shared memory
   size_t vector, product, inverse, overlap, gained, square, key, row, stamp, values, shared;
   // global memory; what lies before `rows` must be zero
-  size_t counters, mail, details, products, taken, rows, picked, scratch;
+  size_t counters, mail, products, taken, rows, picked, scratch;
 
   /// For `sms` multiprocessors of `limit` bytes of shared memory each; none that fits leaves `members` 0.
   template <class T>
@@ -57,7 +57,7 @@ struct GreedyPlan {
     const int64_t draws = in.draws == nullptr ? 0 : static_cast<int64_t>(in.k) * in.m;
     plan.listed = in.draws != nullptr;
     // draws die with their step: half of them matter on average
-    plan.by_draw = plan.listed && in.m < kGreedyDraws && draws / 2 < in.n;
+    plan.by_draw = plan.listed && in.m < kGreedyDraws && draws / 2 < in.n && draws < INT32_MAX;
     plan.entries = plan.by_draw ? draws : in.n;
     const auto shares = [](int64_t all, int64_t each) { return (all + each - 1) / each; };
     const int64_t wanted =
@@ -91,8 +91,7 @@ struct GreedyPlan {
                  k = static_cast<size_t>(in.k);
     GreedyParts global;
     plan.counters = global.add(128 * groups);
-    plan.mail = global.add(groups * 2 * kGreedyReplicas * members * sizeof(Mail));
-    plan.details = global.add(groups * 2 * members * sizeof(Mail));
+    plan.mail = global.add(groups * 2 * (kGreedyReplicas + 1) * members * sizeof(Mail));
     plan.products = global.add(in.logdet ? groups * 2 * kGreedyReplicas * static_cast<size_t>(in.d) * sizeof(Mail) : 0);
     plan.taken = global.add(static_cast<size_t>(in.b) * static_cast<size_t>(in.n));
     plan.rows = global.add(groups * static_cast<size_t>(plan.entries) * row_bytes);

@@ -1,0 +1,207 @@
+// A step's pick in greedy selection (greedy_cuda.h), by the first warp of every CTA, all of them alike.
+#pragma once
+
+#include "greedy_share_cuda.h"
+
+namespace spectral_kernels::device {
+
+template <class T>
+class GreedyPicker : public GreedyShare<T> {
+ public:
+  using Share = GreedyShare<T>;
+  using Pack = typename Share::Pack;
+  using Pair = typename Share::Pair;
+
+  using Share::at;
+  using Share::in;
+  using Share::lane;
+
+  SPECTRAL_KERNELS_DEVICE GreedyPicker(const GreedyArguments<T>& arguments, const GreedyPlan& plan,
+                                       unsigned char* shared, unsigned char* scratch, int threads)
+      : Share(arguments, plan, shared, scratch, threads),
+        messages(plan, scratch, Share::group, Share::member),
+        picked(reinterpret_cast<int*>(scratch + plan.picked) + static_cast<int64_t>(Share::group) * arguments.k) {}
+
+  SPECTRAL_KERNELS_DEVICE void open(int64_t batch) {
+    Share::open(batch);
+    seen_from = unseen_from = 0, last = -1;
+  }
+
+  /// Decides, and tells the CTA: the pick's row to its `vector`, and the sums that it adds to.
+  SPECTRAL_KERNELS_DEVICE void pick(int step, const int64_t* start) {
+    Pick pick = step == 0 ? first_of_start(start) : choose(step);
+    if (pick.row < 0) pick.row = lowest_left();
+    double square = 0, overlap = 0;
+    if (pick.entry >= 0) {
+      read_entry(pick, square, overlap);
+    } else if (pick.row >= 0) {
+      read_row(pick.row, step, square, overlap);
+    }
+    last = pick.row;
+    if (lane != 0) return;
+    // by all CTAs alike, so that each finds its own
+    if (pick.row >= 0) picked[step] = pick.row;
+    *this->told = {this->squares + square, this->frobenius + 2 * overlap + square * square, pick.row};
+  }
+
+ private:
+  /// A row (-1: none), its entry (-1: it lies in the pool only) and the CTA that knows its overlap.
+  struct Pick {
+    int row = -1, entry = -1, owner = -1;
+  };
+
+  /// The best of the step's candidates.
+  SPECTRAL_KERNELS_DEVICE Pick choose(int step) {
+    const int from = at.by_draw ? this->own_from_step(step) : 0,
+              to = at.by_draw ? this->own_from_step(step + 1) : this->count;
+    uint64_t best = 0;
+    SPECTRAL_KERNELS_UNROLL_BY(4)
+    for (int own = from + lane; own < to; own += kWarp) {
+      if (is_candidate(own, step)) best = larger(best, this->keys[own]);
+    }
+    best = largest_key(best);
+    uint64_t top = 0, edge = edge_of(best);
+    GreedyMessages::Agreed agreed;
+    // a second round when the first leaves doubt
+    SPECTRAL_KERNELS_UNROLL_BY(1)
+    for (int again = 0; again < 2; ++again) {
+      messages.exchange(offer(from, to, step, best, edge));
+      if (again == 0) {
+        // by all CTAs alike; not before all others have decided on it too
+        if (lane == 0) this->taken[last] = 1;
+        top = messages.best();
+        if (top == 0) return {};
+        edge = edge_of(top);
+      }
+      agreed = messages.agree(top, edge);
+      if (!agreed.doubt) break;
+    }
+    if (agreed.row == kGreedyNone) return {};
+    const int row = static_cast<int>(agreed.row);
+    return {row, at.by_draw ? step * in.m + static_cast<int>(agreed.place) : row, static_cast<int>(agreed.owner)};
+  }
+
+  SPECTRAL_KERNELS_DEVICE bool is_candidate(int own, int step) const {
+    return !at.listed || at.by_draw || this->stamps[own] == step;
+  }
+
+  /// The lowest row of this CTA whose key is not below `edge`.
+  SPECTRAL_KERNELS_DEVICE GreedyOffer offer(int from, int to, int step, uint64_t best, uint64_t edge) const {
+    uint32_t row = kGreedyNone, own = kGreedyNone;
+    if (best != 0 && best >= edge) {
+      SPECTRAL_KERNELS_UNROLL_BY(4)
+      for (int i = from + lane; i < to; i += kWarp) {
+        if (!is_candidate(i, step) || this->keys[i] < edge) continue;
+        const uint32_t its_row = static_cast<uint32_t>(at.by_draw ? this->rows[i] : i);
+        if (its_row < row) row = its_row, own = static_cast<uint32_t>(i);
+      }
+      const uint32_t lowest = warp_min(row);
+      own = warp_min(row == lowest ? own : kGreedyNone);
+    }
+    if (own == kGreedyNone) return {0, 0, 0, 0, false};
+    const int entry = this->entry_of(static_cast<int>(own));
+    return {best, static_cast<uint32_t>(at.by_draw ? this->rows[own] : entry),
+            at.by_draw ? static_cast<uint32_t>(entry - step * in.m) : 0u, this->overlaps[own], this->keys[own] == best};
+  }
+
+  /// The first of `start` that is valid and seen.
+  SPECTRAL_KERNELS_DEVICE Pick first_of_start(const int64_t* start) const {
+    for (int i = 0; i < in.starts; ++i) {
+      const int64_t row = start[i];
+      if (this->is_valid(row) && ballot(lane == 0 && is_seen(row)) != 0) return {static_cast<int>(row), -1, -1};
+    }
+    return {};
+  }
+
+  SPECTRAL_KERNELS_DEVICE bool is_seen(int64_t row) const {
+    for (int i = 0; i < in.d; ++i) {
+      if (this->pool[row * in.d + i] != T(0)) return true;
+    }
+    return false;
+  }
+
+  /// The lowest seen row that is left, else the lowest row, else -1. Every CTA looks for itself, from where it found
+  /// the last one.
+  SPECTRAL_KERNELS_DEVICE int lowest_left() {
+    warp_barrier();
+    const int row = lowest_left_from(seen_from, true);
+    return row >= 0 ? row : lowest_left_from(unseen_from, false);
+  }
+
+  SPECTRAL_KERNELS_DEVICE int lowest_left_from(int& first, bool seen) const {
+    for (; first < in.n; first += kWarp) {
+      const int row = first + lane;
+      const unsigned found = ballot(this->is_valid(row) && this->taken[row] == 0 && (!seen || is_seen(row)));
+      if (found == 0) continue;
+      first += lowest_bit(found);
+      return first;
+    }
+    return -1;
+  }
+
+  SPECTRAL_KERNELS_DEVICE void read_entry(const Pick& pick, double& square, double& overlap) const {
+    // both are on their way together
+    const Mail detail = messages.ask_detail(pick.owner);
+    const T* const from = this->copies + static_cast<int64_t>(pick.entry) * at.stride;
+    double sum = 0;
+    for (int i = lane * Share::kWide; i < at.stride; i += kWarp * Share::kWide) {
+      const Pack pack = *reinterpret_cast<const Pack*>(from + i);
+      SPECTRAL_KERNELS_UNROLL
+      for (int j = 0; j < Share::kWide; j += 2) {
+        const Pair pair{{static_cast<double>(pack.x[j]), static_cast<double>(pack.x[j + 1])}};
+        *reinterpret_cast<Pair*>(this->vector + this->slot(i + j)) = pair;
+        if (!in.normalize) sum += pair.x[0] * pair.x[0] + pair.x[1] * pair.x[1];
+      }
+    }
+    // whoever has a score was seen
+    square = in.normalize ? 1 : warp_sum(sum);
+    overlap = messages.detail(pick.owner, detail);
+  }
+
+  /// Of a row that no step has scored.
+  SPECTRAL_KERNELS_DEVICE void read_row(int row, int step, double& square, double& overlap) const {
+    bool seen;
+    const double length = measure(row, square, seen);
+    for (int i = lane; i < at.stride; i += kWarp) {
+      this->vector[this->slot(i)] = i < in.d ? element(row, i, length) : 0;
+    }
+    if (in.normalize) square = seen ? 1 : 0;
+    for (int before = 0; seen && before < step; ++before) overlap += squared_product(picked[before]);
+  }
+
+  /// Length of a row of the pool.
+  SPECTRAL_KERNELS_DEVICE double measure(int64_t row, double& square, bool& seen) const {
+    double sum = 0;
+    bool any = false;
+    for (int i = lane; i < in.d; i += kWarp) {
+      const double x = static_cast<double>(this->pool[row * in.d + i]);
+      sum += x * x;
+      any = any || x != 0;
+    }
+    square = warp_sum(sum);
+    seen = ballot(any) != 0;
+    return Share::length_of(square);
+  }
+
+  SPECTRAL_KERNELS_DEVICE double element(int64_t row, int i, double length) const {
+    return static_cast<double>(this->normalised(this->pool[row * in.d + i], length));
+  }
+
+  /// Of a row of the pool with the one in `vector`, of which each lane reads what it wrote.
+  SPECTRAL_KERNELS_DEVICE double squared_product(int64_t row) const {
+    double sum = 0;
+    bool seen;
+    const double length = measure(row, sum, seen);
+    sum = 0;
+    for (int i = lane; i < in.d; i += kWarp) sum += element(row, i, length) * this->vector[this->slot(i)];
+    sum = warp_sum(sum);
+    return sum * sum;
+  }
+
+  GreedyMessages messages;
+  int* const picked;
+  // the pick before, and where to look for rows that are left
+  int last = -1, seen_from = 0, unseen_from = 0;
+};
+
+}  // namespace spectral_kernels::device
