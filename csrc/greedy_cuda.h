@@ -24,6 +24,8 @@ class GreedyGrid : public GreedyPicker<T> {
   using Share::at;
   using Share::in;
   using Share::kWide;
+  // elements that the lanes of a row load at a time, and in flight
+  static constexpr int kStep = kGreedyLanes * kWide, kBlock = 4 * kStep;
 
   SPECTRAL_KERNELS_DEVICE GreedyGrid(const GreedyArguments<T>& arguments, const GreedyPlan& plan, unsigned char* shared,
                                      unsigned char* scratch, int threads)
@@ -108,22 +110,13 @@ class GreedyGrid : public GreedyPicker<T> {
       const T* const x = base + smaller(own, to - 1) * pitch;
       // a sum for every place in a load: their chains run beside one another
       double sums[kWide] = {}, more[kWide] = {};
-      SPECTRAL_KERNELS_UNROLL_BY(4)
-      for (int i = part * kWide; i < at.stride; i += kGreedyLanes * kWide) {
-        const Pack pack = *reinterpret_cast<const Pack*>(x + i);
+      int i = 0;
+      SPECTRAL_KERNELS_UNROLL_BY(1)
+      for (; i + kBlock <= at.stride; i += kBlock) {
         SPECTRAL_KERNELS_UNROLL
-        for (int j = 0; j < kWide; j += 2) {
-          const Pair pair = *reinterpret_cast<const Pair*>(this->vector + this->slot(i + j));
-          const double one = static_cast<double>(pack.x[j]), two = static_cast<double>(pack.x[j + 1]);
-          sums[j] += one * pair.x[0];
-          sums[j + 1] += two * pair.x[1];
-          if constexpr (kLogdet) {
-            const Pair other = *reinterpret_cast<const Pair*>(product + this->slot(i + j));
-            more[j] += one * other.x[0];
-            more[j + 1] += two * other.x[1];
-          }
-        }
+        for (int j = 0; j < kBlock; j += kStep) add_products(x, i + j, sums, more);
       }
+      for (; i + part * kWide < at.stride; i += kStep) add_products(x, i, sums, more);
       const double along = Share::lanes_sum(total(sums));
       const double across = kLogdet ? Share::lanes_sum(total(more)) : 0;
       if (part != 0 || own >= to) continue;
@@ -133,6 +126,26 @@ class GreedyGrid : public GreedyPicker<T> {
       this->overlaps[own] = overlap;
       if constexpr (kLogdet) this->gained[own] += across * across * scale;
       this->keys[own] = dead ? 0 : key_of(score(own, overlap));
+    }
+  }
+
+  /// Those of a lane, with the elements of a row from `from` on, a multiple of kStep.
+  SPECTRAL_KERNELS_DEVICE void add_products(const T* x, int from, double (&sums)[kWide], double (&more)[kWide]) const {
+    const int part = this->lane % kGreedyLanes, half = at.stride / 2;
+    const Pack pack = *reinterpret_cast<const Pack*>(x + from + part * kWide);
+    // slot() of these elements
+    const int place = from / kWide * 2 + part * 2;
+    SPECTRAL_KERNELS_UNROLL
+    for (int j = 0; j < kWide; j += 2) {
+      const Pair pair = *reinterpret_cast<const Pair*>(this->vector + place + j / 2 * half);
+      const double one = static_cast<double>(pack.x[j]), two = static_cast<double>(pack.x[j + 1]);
+      sums[j] += one * pair.x[0];
+      sums[j + 1] += two * pair.x[1];
+      if constexpr (kLogdet) {
+        const Pair other = *reinterpret_cast<const Pair*>(product + place + j / 2 * half);
+        more[j] += one * other.x[0];
+        more[j + 1] += two * other.x[1];
+      }
     }
   }
 
