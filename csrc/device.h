@@ -44,6 +44,11 @@ SPECTRAL_KERNELS_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
+/// Leaves the lowest value in an error word (errors.py), which may lie in the host's memory.
+SPECTRAL_KERNELS_DEVICE void note(int64_t* word, int64_t value) {
+  atomicMin(reinterpret_cast<long long*>(word), static_cast<long long>(value));
+}
+
 SPECTRAL_KERNELS_DEVICE unsigned ballot(bool vote) { return __ballot_sync(kAllLanes, vote); }
 SPECTRAL_KERNELS_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 SPECTRAL_KERNELS_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }

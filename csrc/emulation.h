@@ -285,6 +285,10 @@ inline uint32_t warp_min(uint32_t value) {
   return *std::min_element(values, values + 32);
 }
 
+inline void note(int64_t* word, int64_t value) {
+  if (value < *word) *word = value;
+}
+
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 

@@ -88,6 +88,10 @@ class GreedyGrid : public GreedyPicker<T> {
       barrier();
     }
     // no row is left
+    if (step < in.k && this->member == 0 && this->thread == 0 && in.words != nullptr) {
+      constexpr int kMask = 2;  // from the first error word to the second
+      note(in.words + kMask, batch << 32 | step);
+    }
     for (int to = step + this->thread; this->member == 0 && to < in.k; to += this->threads) write(to, -1);
   }
 

@@ -16,6 +16,8 @@ class GreedyPicker : public GreedyShare<T> {
   using Share::in;
   using Share::lane;
 
+  enum class Kind { kNotFinite, kUnseen, kSeen };
+
   SPECTRAL_KERNELS_DEVICE GreedyPicker(const GreedyArguments<T>& arguments, const GreedyPlan& plan,
                                        unsigned char* shared, unsigned char* scratch, int threads)
       : Share(arguments, plan, shared, scratch, threads),
@@ -108,16 +110,21 @@ class GreedyPicker : public GreedyShare<T> {
   SPECTRAL_KERNELS_DEVICE Pick first_of_start(const int64_t* start) const {
     for (int i = 0; i < in.starts; ++i) {
       const int64_t row = start[i];
-      if (this->is_valid(row) && ballot(lane == 0 && is_seen(row)) != 0) return {static_cast<int>(row), -1, -1};
+      if (this->is_valid(row) && ballot(lane == 0 && kind_of(row) == Kind::kSeen) != 0)
+        return {static_cast<int>(row), -1, -1};
     }
     return {};
   }
 
-  SPECTRAL_KERNELS_DEVICE bool is_seen(int64_t row) const {
+  SPECTRAL_KERNELS_DEVICE Kind kind_of(int64_t row) const {
+    bool seen = false;
+    T poison = 0;
     for (int i = 0; i < in.d; ++i) {
-      if (this->pool[row * in.d + i] != T(0)) return true;
+      const T x = this->pool[row * in.d + i];
+      seen = seen || x != T(0);
+      poison += x - x;
     }
-    return false;
+    return poison != T(0) ? Kind::kNotFinite : seen ? Kind::kSeen : Kind::kUnseen;
   }
 
   /// The lowest seen row that is left, else the lowest row, else -1. Every CTA looks for itself, from where it found
@@ -131,7 +138,8 @@ class GreedyPicker : public GreedyShare<T> {
   SPECTRAL_KERNELS_DEVICE int lowest_left_from(int& first, bool seen) const {
     for (; first < in.n; first += kWarp) {
       const int row = first + lane;
-      const unsigned found = ballot(this->is_valid(row) && this->taken[row] == 0 && (!seen || is_seen(row)));
+      const Kind kind = this->is_valid(row) && this->taken[row] == 0 ? kind_of(row) : Kind::kNotFinite;
+      const unsigned found = ballot(kind == Kind::kSeen || (!seen && kind == Kind::kUnseen));
       if (found == 0) continue;
       first += lowest_bit(found);
       return first;

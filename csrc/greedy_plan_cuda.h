@@ -20,9 +20,10 @@ struct GreedyArguments {
   const int64_t* start;  // (b, starts)
   const int64_t* draws;  // (b, k, m), or none: every row is a candidate
   const bool* valid;     // (b, n), or none
-  int64_t* indices;      // (b, k), as those that follow
+  int64_t* indices;      // (b, k), as those that follow; -1 where no row was left
   T* ranks;
   T* objectives;
+  int64_t* words;  // where rows that are not finite and masks of too few are noted (errors.py), or none
   int b, n, d, k, starts, m;
   bool logdet, normalize;
 };

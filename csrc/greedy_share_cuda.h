@@ -54,7 +54,7 @@ struct GreedyShare {
     taken = all_taken + batch * in.n;
     count = own_from(static_cast<int>(at.entries));
     squares = frobenius = 0;
-    read_entries();
+    read_entries(batch);
   }
 
   SPECTRAL_KERNELS_DEVICE int entry_of(int own) const { return own * at.members + member; }
@@ -111,8 +111,9 @@ struct GreedyShare {
 
  private:
   /// The CTA's rows, normalised on request and rounded to T, zeros in what pads them: to global memory, where others
-  /// find a pick, and to shared memory. An overlap below zero marks an entry that is never picked.
-  SPECTRAL_KERNELS_DEVICE void read_entries() {
+  /// find a pick, and to shared memory. An overlap below zero marks an entry that is never picked, such as one with NaN
+  /// or Inf: in a sum it would make every score NaN.
+  SPECTRAL_KERNELS_DEVICE void read_entries(int64_t batch) {
     const int part = lane % kGreedyLanes;
     for (int base = 0; base < count; base += threads / kGreedyLanes) {
       const int own = base + thread / kGreedyLanes;
@@ -121,16 +122,19 @@ struct GreedyShare {
       const int64_t row = has ? at.by_draw ? draws[entry] : entry : -1;
       const bool usable = is_valid(row);
       const T* const from = pool + (usable ? row : 0) * in.d;
-      double sum = 0, largest = 0;
+      // `poison` is NaN if an element is NaN or Inf
+      double sum = 0, largest = 0, poison = 0;
       if (usable) {
         SPECTRAL_KERNELS_UNROLL_BY(4)
         for (int i = part; i < in.d; i += kGreedyLanes) {
           const double x = static_cast<double>(from[i]);
           sum += x * x;
+          poison += x - x;
           largest = larger(largest, std::fabs(x));
         }
       }
       sum = lanes_sum(sum);
+      const bool whole = lanes_sum(poison) == 0;
       SPECTRAL_KERNELS_UNROLL
       for (int mask = kGreedyLanes / 2; mask > 0; mask /= 2) largest = larger(largest, shuffle_xor(largest, mask));
       if (!has) continue;
@@ -139,14 +143,15 @@ struct GreedyShare {
       T* const kept = own < kept_from ? nullptr : values + static_cast<int64_t>(own - kept_from) * at.stride;
       SPECTRAL_KERNELS_UNROLL_BY(4)
       for (int i = part; i < at.stride; i += kGreedyLanes) {
-        const T x = usable && i < in.d ? normalised(from[i], length) : T(0);
+        const T x = usable && whole && i < in.d ? normalised(from[i], length) : T(0);
         copy[i] = x;
         if (kept != nullptr) kept[i] = x;
       }
       if (part == 0) {
-        overlaps[own] = largest > 0 ? 0 : -1;
+        if (!whole && in.words != nullptr) note(in.words, batch << 32 | row);
+        overlaps[own] = whole && largest > 0 ? 0 : -1;
         if (in.logdet) gained[own] = 0;
-        if (!in.normalize) square[own] = sum;
+        if (!in.normalize) square[own] = whole ? sum : 0;
         if (at.by_draw) rows[own] = static_cast<int>(usable ? row : -1);
         if (at.listed && !at.by_draw) stamps[own] = 0;
       }

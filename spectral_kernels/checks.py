@@ -16,7 +16,8 @@ _enabled = True
 def set_checks(enabled: bool) -> None:
     """Turn the search for NaN and Inf rows on or off in every backend (on at import).
 
-    Shapes, dtypes and ranges are checked always: they cost nothing.
+    On a GPU what is found is raised by a later call, or by `check`. Shapes, dtypes and ranges are checked always: they
+    cost nothing.
     """
     global _enabled
     _enabled = bool(enabled)
@@ -106,7 +107,7 @@ def one_of(value: str, name: str, choices: Collection[str]) -> str:
 def finite_rows(z: Tensor, name: str) -> None:
     """Raise for the first row of a CPU tensor (..., n, d) that holds NaN or Inf.
 
-    CUDA tensors are not looked at: reading the answer would stall the stream.
+    CUDA tensors are not looked at: reading the answer would stall the stream. Their kernels note it (errors.py).
     """
     if not _enabled or z.device.type != "cpu":
         return

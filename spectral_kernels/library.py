@@ -14,7 +14,7 @@ import torch
 from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
 
-from spectral_kernels import backends
+from spectral_kernels import backends, errors
 
 NAMESPACE = "spectral_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -105,7 +105,8 @@ def define(
         schema: without the trailing `str backend`, which is added here.
         room: folder under `ops/`.
         fake: shapes and dtypes from the schema's arguments (without `backend`).
-        check: reads the arguments of a CPU call for NaN and Inf; the C++ kernels look for themselves as they read.
+        check: reads the arguments of a CPU call for NaN and Inf, for the reference; kernels look for themselves as they
+            read (errors.py).
         cpp: `"library"` (C++ has the whole op), `"composed"` (`cpp.py` has it) or `"reference"` (d x d work that is
             torch's on every backend).
         triton: whether `triton.py` has it; else the reference runs under that name.
@@ -116,6 +117,7 @@ def define(
     LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
     backends.OPS[name] = ("reference", "cpp", "triton", *(() if cuda == "none" else ("cuda",)))
     owners = {"cpp": cpp != "reference", "triton": triton, "cuda": cuda != "reference"}
+    kernels = {"reference": False, **owners}
     shared = tuple(backend for backend, own in owners.items() if not own)
     if shared:
         backends.SHARED[name] = shared
@@ -127,9 +129,9 @@ def define(
         if backend == "cpp" and cpp == "composed":
             return _translated(_module_function(room, "cpp", name))
         if backend == "triton" and triton:
-            return _module_function(room, "triton", name)
+            return errors.noting(name, _module_function(room, "triton", name))
         if backend == "cuda" and cuda == "own":
-            return _translated(_module_function(room, "cuda", name))
+            return errors.noting(name, _translated(_module_function(room, "cuda", name)))
         return _module_function(room, "reference", name)
 
     def kernel(*arguments: Any) -> Any:
@@ -137,7 +139,7 @@ def define(
         function = loaded.get(backend)
         if function is None:
             function = loaded.setdefault(backend, load(backend))
-        if check is not None and not (backend == "cpp" and cpp != "reference"):
+        if check is not None and not kernels[backend]:
             check(*inputs)
         # autocast would turn the accumulating products inside into bf16
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):

@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from emulation_helpers import load_emulation
+from emulation_helpers import CHIP_LIMIT, load_emulation
 from torch import Tensor
 
 from spectral_kernels.ops.greedy import reference
-
-LARGE = 227 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +18,7 @@ def emulation() -> ModuleType:
 
 def select(
     emulation: ModuleType, pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, k: int,
-    objective: str = "effective_rank", normalize: bool = True, *, multiprocessors: int = 3, limit: int = LARGE,
+    objective: str = "effective_rank", normalize: bool = True, *, multiprocessors: int = 3, limit: int = CHIP_LIMIT,
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:  # fmt: skip
     """Indices, ranks and objectives, and the plan: pools at a time, CTAs of each, whether by draw, rows kept.
 
@@ -153,7 +151,7 @@ def test_rows_that_shared_memory_does_not_hold(
 ) -> None:
     arguments = inputs((1, 150, 20), dtype, 20, candidates)
     *_, whole = check(emulation, *arguments, objective)
-    for limit in range(0, LARGE, 512):
+    for limit in range(0, CHIP_LIMIT, 512):
         try:
             *_, kept = check(emulation, *arguments, objective, limit=limit)
         except RuntimeError:

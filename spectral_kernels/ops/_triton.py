@@ -21,12 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectral_kernels.errors import STRIDE
 from spectral_kernels.ops import _launch
 from spectral_kernels.ops._rows import NORM_FLOOR, accumulation_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 FLOOR = tl.constexpr(NORM_FLOOR)
+WORD = tl.constexpr(STRIDE)
 
 # programs that fill a large GPU twice; fixed, so that results do not depend on the device
 FULL_GRID = 264
@@ -302,6 +304,40 @@ def load_rows(pointers, there, inside, columns, index, ACC: tl.constexpr):
         x = tl.load(pointers[:, None] + columns[None, :], mask=inside & there[:, None], other=0.0).to(ACC)
         x = tl.where(there[:, None], x, float("nan"))
     return x
+
+
+@triton.jit
+def holds_nan(tile):
+    """Whether NaN or Inf is anywhere in a tile; sums of products show it of the rows that went into them."""
+    return tl.max(tl.max(tl.where(tile - tile == 0, 0, 1), 1), 0) > 0
+
+
+@triton.jit
+def note(words, value):
+    """Leave the lowest value in an error word (errors.py)."""
+    tl.atomic_min(words, value.to(tl.int64), sem="relaxed")
+
+
+@triton.jit
+def note_rows(words, outside, z, index, batch, begin, end, n, d, z_batch, z_row):
+    """Note the first of the rows from `begin` to `end` that holds NaN or Inf, a pool's by its place there; in `outside`, if
+    there is an index, the first that is outside the pool. Slow: for rows whose products were NaN or Inf.
+    """
+    none = tl.full([], 0x7FFFFFFFFFFFFFFF, dtype=tl.int64)
+    for first in range(begin, end, 32):
+        rows = first + tl.arange(0, 32)
+        pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
+        place = batch * 4294967296 + rows.to(tl.int64)
+        poison = tl.zeros([32], dtype=tl.float64)
+        for column in range(0, d, 32):
+            columns = column + tl.arange(0, 32)
+            inside = ((rows < end) & there)[:, None] & (columns < d)[None, :]
+            x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
+            poison += tl.sum(x - x, 1)
+        if index is not None:
+            note(outside, tl.min(tl.where(there | (rows >= end), none, place), 0))
+            place = tl.load(index + batch * n + rows, mask=rows < end, other=0)
+        note(words, tl.min(tl.where(poison == 0, none, place), 0))
 
 
 @triton.jit

@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectral_kernels.errors import words as error_words
 from spectral_kernels.ops._rows import accumulation_dtype, negligible_share
 from spectral_kernels.ops._triton import (
     NO_STRIDES,
+    WORD,
     AotCall,
     Configuration,
     Statistics,
@@ -31,10 +33,12 @@ from spectral_kernels.ops._triton import (
     counters,
     dense_rows,
     dot_precision,
+    holds_nan,
     inverse_norm,
     launch,
     load_part,
     load_rows,
+    note_rows,
     operand,
     part_slots,
     power_of_two,
@@ -167,8 +171,8 @@ def add_square(acc, cross, x, PRODUCTS: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "splits", "slots", "chunk", "count", "z_batch", "z_row"])
 def row_tiles_kernel(
-    z, index, parts, pivots, column_sums, counters, matrix, mean_out, rank_out, n, d, splits, slots, chunk, count,
-    z_unit, z_batch, z_row,
+    z, index, parts, pivots, column_sums, counters, matrix, mean_out, rank_out, errors, n, d, splits, slots,
+    chunk, count, z_unit, z_batch, z_row,
     NORMALIZE: tl.constexpr, CENTER: tl.constexpr, MATRIX: tl.constexpr, RANK: tl.constexpr, SPLIT: tl.constexpr,
     NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRODUCTS: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr, FOLD: tl.constexpr,
@@ -216,6 +220,9 @@ def row_tiles_kernel(
     if PRODUCTS >= 2:
         acc += cross + tl.trans(cross)
     total = tl.sum(sums, 0)
+    if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
+        if holds_nan(acc):
+            note_rows(errors, errors + WORD, z, index, batch, begin, end, n, d, z_batch, z_row)
     if MATRIX or RANK:
         alive = split >= 0
         if SPLIT:
@@ -293,7 +300,7 @@ def finish_rows_kernel(
 )  # fmt: skip
 def tiles_kernel(
     z, index, scale, sums, left, parts, norms, counters, matrix, left_sums, stats, quartics, grad, rank_out, weights,
-    n, d, mean_splits, mean_count, splits, slots, chunk, tiles, side_tiles, quartic_count, count,
+    errors, n, d, mean_splits, mean_count, splits, slots, chunk, tiles, side_tiles, quartic_count, count,
     z_unit, z_batch, z_row, left_unit, left_batch, left_row,
     GRAM: tl.constexpr, NORMALIZE: tl.constexpr, CENTER: tl.constexpr, CROSS: tl.constexpr, MATRIX: tl.constexpr,
     RANK: tl.constexpr, NEGLIGIBLE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -375,6 +382,13 @@ def tiles_kernel(
         if left_sums is not None:
             a_squares = tl.sum(left_rows, 0)
         side = d
+    if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
+        if i == j:  # noqa: SIM102 (one after the other: the diagonal shows what is in a row or a column)
+            if holds_nan(acc):
+                if GRAM:
+                    begin = i * BLOCK
+                    end = tl.minimum(begin + BLOCK, n)
+                note_rows(errors, errors + WORD, z, index, batch, begin, end, n, d, z_batch, z_row)
     both = tl.reshape(tl.join(a_squares, b_squares), [2 * BLOCK])
     base = (((batch * tiles) + tile) * slots).to(tl.int32)
     alive, acc, both = add_parts(split >= 0, acc, both, parts, norms, counters, base, split, splits, BLOCK, 2 * BLOCK)
@@ -564,7 +578,8 @@ def _tiles(
         (
             z, index, statistics.scale, statistics.sums, left, parts, norms,
             counters(z, b * tiles * slots + b), result,
-            left_sums, stats, quartics, grad, value, weights, n, d, statistics.splits, statistics.count, splits, slots,
+            left_sums, stats, quartics, grad, value, weights, error_words(z) if left is None else None, n, d,
+            statistics.splits, statistics.count, splits, slots,
             chunk, tiles, side_tiles, 1 if quartics is None else quartics.shape[1], count, *batch_strides(z),
             *(batch_strides(left) if left is not None else NO_STRIDES),
         ),
@@ -610,7 +625,8 @@ def _moments_by_rows(
         b * splits,
         (
             z, index, parts, pivots, column_sums, counters(z, b * slots) if split else None,
-            result if once else None, mean if once else None, None, n, d, splits, slots, chunk, count, *batch_strides(z),
+            result if once else None, mean if once else None, None, error_words(z), n, d, splits, slots, chunk, count,
+            *batch_strides(z),
         ),
         {
             "NORMALIZE": normalize, "CENTER": center, "MATRIX": once, "RANK": False, "SPLIT": split, "NEGLIGIBLE": 0.0,
@@ -650,8 +666,8 @@ def _ranks_by_rows(
         row_tiles_kernel,
         b * splits,
         (
-            z, index, parts, None, column_sums, count, None, None, value, n, z.shape[-1], splits, slots, chunk, 1,
-            *batch_strides(z),
+            z, index, parts, None, column_sums, count, None, None, value, error_words(z), n, z.shape[-1], splits, slots,
+            chunk, 1, *batch_strides(z),
         ),
         {
             "NORMALIZE": normalize, "CENTER": center, "MATRIX": False, "RANK": True, "SPLIT": split,

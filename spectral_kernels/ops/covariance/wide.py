@@ -10,12 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectral_kernels.errors import words as error_words
 from spectral_kernels.ops._triton import (
     INTERPRETED,
     Configuration,
     batch_strides,
+    holds_nan,
     inverse_norm,
     launch,
+    note_rows,
     power_of_two,
 )
 
@@ -142,12 +145,14 @@ def products_kernel(
     tl.store(at + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :], acc)
 
 
-@triton.jit(do_not_specialize=["n", "splits", "tiles", "count"])
+@triton.jit(do_not_specialize=["n", "splits", "tiles", "count", "z_batch", "z_row"])
 def finish_kernel(
-    parts, sums, matrix, n, d, splits, tiles, count,
+    z, parts, sums, matrix, errors, n, d, splits, tiles, count, z_unit, z_batch, z_row,
     CENTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
     """Chunks of STRIP rows of a tile added, centred, divided by `count` and mirrored into `matrix` (b, d, d)."""
+    z_batch = z_batch.to(tl.int64) * z_unit
+    z_row *= z_unit
     strips: tl.constexpr = BLOCK_M // STRIP
     pid = tl.program_id(0)
     strip = pid % strips
@@ -160,6 +165,10 @@ def finish_kernel(
     for split in range(0, splits):
         at = parts + ((batch * splits + split) * tiles + tile) * BLOCK_M * BLOCK_N
         total += tl.load(at + inner[:, None] * BLOCK_N + across[None, :])
+    # the diagonal shows what is in a row
+    if errors is not None:  # noqa: SIM102 (a constant decides whether there are words)
+        if (j * BLOCK_N >= i * BLOCK_M) & holds_nan(total):
+            note_rows(errors, errors, z, None, batch, 0, n, n, d, z_batch, z_row)
     row = i * BLOCK_M + inner
     column = j * BLOCK_N + across
     if CENTER:
@@ -232,7 +241,7 @@ def moments(z: Tensor, center: bool, normalize: bool, precision: str, count: int
     launch(
         finish_kernel,
         b * tiles * (FINISH["BLOCK_M"] // FINISH["STRIP"]),
-        (parts, total, matrix, n, d, splits, tiles, count),
+        (z, parts, total, matrix, error_words(z), n, d, splits, tiles, count, *batch_strides(z)),
         {"CENTER": center},
         FINISH,
     )

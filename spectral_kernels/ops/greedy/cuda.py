@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spectral_kernels import checks
+from spectral_kernels import errors
 
 
 def greedy_select(
@@ -12,9 +12,8 @@ def greedy_select(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if window is not None:
         raise RuntimeError("the cuda backend of greedy_select has no window")
-    checks.finite_rows(pool, "pool")
     rows = pool if pool.dtype == torch.float64 else pool.float()
     chosen: tuple[Tensor, Tensor, Tensor] = torch.ops.spectral_kernels_cuda.greedy_select(
-        rows, start, None if all_rows else draws, valid, k, objective == "logdet", normalize
+        rows, start, None if all_rows else draws, valid, k, objective == "logdet", normalize, errors.words(pool)
     )
     return chosen

@@ -13,16 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectral_kernels import checks
+from spectral_kernels.errors import words as error_words
 from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops._triton import (
     FLOOR,
+    WORD,
     AotCall,
     Configuration,
     batch_strides,
     dense_rows,
     in_units,
     launch,
+    note,
     power_of_two,
     split_float,
 )
@@ -41,7 +43,7 @@ FREE_SEEN = tl.constexpr(2)
 
 @triton.jit(do_not_specialize=["n", "row_blocks", "z_batch", "z_row"])
 def read_pool_kernel(
-    pool, valid, rows_out, squares, free, n, d, row_blocks, z_unit, z_batch, z_row,
+    pool, valid, rows_out, squares, free, errors, n, d, row_blocks, z_unit, z_batch, z_row,
     NORMALIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Normalised rows in the accumulation dtype, their ‖x‖² (exactly 1 when normalised) and whether they are free."""
@@ -63,6 +65,9 @@ def read_pool_kernel(
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
         poison += tl.sum(x - x, 1)
     finite = poison == 0
+    if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
+        if tl.min(tl.where(finite, 1, 0), 0) == 0:
+            note(errors, batch * 4294967296 + tl.min(tl.where(finite, n, rows), 0))
     if NORMALIZE:
         length = tl.maximum(tl.sqrt(square), FLOOR)
         for first in range(0, d, BLOCK_D):
@@ -214,7 +219,7 @@ def best_of_draws(
 @triton.jit(do_not_specialize=["n", "k", "s", "m"])
 def greedy_kernel(
     x, start, draws, gram, valid, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
-    n_unit, n, d, k, s, m, low, low_rest, high, high_rest,
+    errors, n_unit, n, d, k, s, m, low, low_rest, high, high_rest,
     ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, WINDOW: tl.constexpr, NORMALIZE: tl.constexpr,
     BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -276,6 +281,9 @@ def greedy_kernel(
             pick = lowest_free(free, n, BLOCK_L)
         # where no row is left, as after a mask of too few, the step takes a row of zeros: sums and rank stay as they are
         found = pick < n
+        if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
+            if pick >= n:
+                note(errors + WORD, batch * 4294967296 + step)
         tl.debug_barrier()
         tl.store(free + pick, tl.full([], 0, dtype=tl.uint8), mask=found)
         tl.store(indices + step, tl.where(found, pick, -1))
@@ -354,8 +362,7 @@ def greedy_select(
     pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, k: int, all_rows: bool, objective: str,
     window: list[float] | None, normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    checks.finite_rows(pool, "pool")
-    pool, k = dense_rows(pool), int(k)
+    pool, k, words = dense_rows(pool), int(k), error_words(pool)
     b, n, d = pool.shape
     acc = accumulation_dtype(pool.dtype)
     squares = pool.new_empty(b, n, dtype=torch.float64)
@@ -373,7 +380,7 @@ def greedy_select(
         launch(
             read_pool_kernel,
             b * blocks,
-            (pool, mask, rows if normalize else None, squares, free, n, d, blocks, *batch_strides(pool)),
+            (pool, mask, rows if normalize else None, squares, free, words, n, d, blocks, *batch_strides(pool)),
             {"NORMALIZE": normalize},
             READ,
         )
@@ -390,7 +397,8 @@ def greedy_select(
             pool.new_zeros(b, n, dtype=torch.float64) if all_rows else None,
             pool.new_empty(b, k, d, dtype=torch.float64) if logdet or not all_rows else None,
             None if all_rows else pool.new_empty(b, candidates, dtype=torch.float64),
-            indices, ranks, objectives, *(in_units(n) if gram is not None else (1, n)), d, k, start.shape[-1], candidates,
+            indices, ranks, objectives, words, *(in_units(n) if gram is not None else (1, n)),
+            d, k, start.shape[-1], candidates,
             *split_float(low * (1 - TIE)), *split_float(high * (1 + TIE)),
         ),
         {

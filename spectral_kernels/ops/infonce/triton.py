@@ -13,15 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectral_kernels.errors import words as error_words
 from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops._triton import (
     INTERPRETED,
+    WORD,
     AotCall,
     Configuration,
     dense_rows,
     dot_precision,
+    holds_nan,
     inverse_norm,
     launch,
+    note_rows,
     round_to_tf32,
     split_float,
     tangent,
@@ -37,6 +41,26 @@ def row_pointers(first, second, part, rows, first_row, second_row, TWO: tl.const
     else:
         pointers = first + rows.to(tl.int64) * first_row
     return pointers
+
+
+@triton.jit
+def note_block(
+    errors, x, x_second, p, y, part, block, m, n, d, x_row, x_second_row, p_row, y_row,
+    TWO: tl.constexpr, DIAGONAL: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Look for NaN and Inf in a block of anchors, in their positives and in the queue; another block has met the rest."""
+    begin = block * BLOCK_M
+    end = tl.minimum(begin + BLOCK_M, m)
+    first = tl.full([], 0, dtype=tl.int64)
+    if TWO:
+        rows = tl.where(part == 0, x, x_second)
+        stride = tl.where(part == 0, x_row, x_second_row)
+        note_rows(errors + WORD * part, None, rows, None, first, begin, end, m, d, 0, stride)
+    else:
+        note_rows(errors, None, x, None, first, begin, end, m, d, 0, x_row)
+        note_rows(errors + WORD, None, p, None, first, begin, end, m, d, 0, p_row)
+        if not DIAGONAL:
+            note_rows(errors + 2 * WORD, None, y, None, first, 0, n, n, d, 0, y_row)
 
 
 @triton.jit
@@ -114,7 +138,7 @@ def one_minus_exp(x, TERMS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m", "n", "row_blocks"])
 def loss_kernel(
-    x, x_second, p, y, y_second, loss, lse, m, n, row_blocks, d,
+    x, x_second, p, y, y_second, loss, lse, errors, m, n, row_blocks, d,
     x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
     TWO: tl.constexpr, DIAGONAL: tl.constexpr, ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr, TERMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -162,6 +186,10 @@ def loss_kernel(
     positive = positive / tau
     odds = top + tl.log(total) - positive
     value = tl.maximum(odds, 0.0) + log1p_unit(tl.exp(-tl.abs(odds)), TERMS)
+    if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
+        if holds_nan(value[:, None]):
+            note_block(errors, x, x_second, p, y, part, pid % row_blocks, m, n, d, x_row, x_second_row, p_row, y_row,
+                       TWO, DIAGONAL, BLOCK_M)  # fmt: skip
     tl.store(loss + part * m + rows, value, mask=inside)
     tl.store(lse + part * m + rows, positive + value, mask=inside)
 
@@ -260,7 +288,7 @@ def gradient_kernel(
 
 @triton.jit(do_not_specialize=["m", "n", "row_blocks"])
 def norms_kernel(
-    x, x_second, p, y, y_second, norms, m, n, row_blocks, column_blocks, d,
+    x, x_second, p, y, y_second, norms, errors, m, n, row_blocks, column_blocks, d,
     x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
     TWO: tl.constexpr, DIAGONAL: tl.constexpr, ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr, WEIGHT_PRECISION: tl.constexpr, TERMS: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -334,6 +362,10 @@ def norms_kernel(
     scale = one_minus_exp(value, TERMS) / tau
     own = load_chunk(p_pointers, inside, features, d, ACC, False) * p_inverse[:, None] - origin[None, :]
     difference = (average / total[:, None] - own) * scale[:, None]
+    if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
+        if holds_nan(difference):
+            note_block(errors, x, x_second, p, y, part, pid // column_blocks % row_blocks, m, n, d,
+                       x_row, x_second_row, p_row, y_row, TWO, DIAGONAL, BLOCK_M)  # fmt: skip
     at = column_block * (2 * m if TWO else m) + part * m + rows
     tl.store(norms + at, tl.sum(difference * difference, 1), mask=inside)
 
@@ -421,7 +453,7 @@ def _loss(
         loss_kernel,
         x.views * row_blocks,
         (
-            x.first, x.second, p, y.first, y.second, loss, lse, m, len(y.first), row_blocks, d,
+            x.first, x.second, p, y.first, y.second, loss, lse, error_words(x.first), m, len(y.first), row_blocks, d,
             *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
         ),
         {"TWO": x.views == 2, "DIAGONAL": diagonal, **_constants(dtype, d, use, precision)},
@@ -468,7 +500,7 @@ def _norms(x: Rows, p: Tensor | None, y: Rows, diagonal: bool, temperature: floa
         norms_kernel,
         x.views * row_blocks * column_blocks,
         (
-            x.first, x.second, p, y.first, y.second, norms, m, len(y.first), row_blocks, column_blocks, d,
+            x.first, x.second, p, y.first, y.second, norms, error_words(x.first), m, len(y.first), row_blocks, column_blocks, d,
             *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
         ),
         {
