@@ -45,9 +45,12 @@ class _Block:
     def __init__(self, device: torch.device) -> None:
         size = len(ARGUMENTS) * WORDS * STRIDE
         self.device = device
-        self.words = torch.full((size,), CLEAN, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.of_op = dict(zip(ARGUMENTS, self.words.split(WORDS * STRIDE), strict=True))
-        self._read = self.words.numpy()
+        # whatever the default device is
+        words = torch.empty(size, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+        self.of_op = dict(zip(ARGUMENTS, words.split(WORDS * STRIDE), strict=True))
+        # torch would not write to what was made in inference mode
+        self._read = words.numpy()
+        self._read[:] = CLEAN
         self._clean = self._read.tobytes()
 
     def noted(self) -> bool:
@@ -58,12 +61,13 @@ class _Block:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         found = []
-        for op, words in self.of_op.items():
-            function, *arguments = ARGUMENTS[op]
-            for argument, value in zip(arguments, words[::STRIDE].tolist(), strict=False):
+        for (function, *arguments), words in zip(
+            ARGUMENTS.values(), self._read.reshape(-1, WORDS, STRIDE), strict=True
+        ):
+            for argument, value in zip(arguments, words[:, 0].tolist(), strict=False):
                 if value != CLEAN:
                     found.append(f"{function}: {argument} {_place(argument, value)}")
-        self.words.fill_(CLEAN)
+        self._read[:] = CLEAN
         return "; ".join(dict.fromkeys(found))
 
 
@@ -99,7 +103,8 @@ def words(like: Tensor) -> Tensor | None:
         # pinned memory cannot be had while a graph is captured
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
-        block = _blocks[device] = _Block(device)
+        # of two threads' the first: kernels may already be told of it
+        block = _blocks.setdefault(device, _Block(device))
     return block.of_op.get(_running.op)
 
 

@@ -125,6 +125,17 @@ def test_products_that_overflow_are_no_bad_rows() -> None:
     sk.check()
 
 
+def test_in_inference_mode_and_after_it() -> None:
+    for mode in (True, False):
+        with torch.inference_mode(mode), pytest.raises(ValueError, match="covariance: z row 70"):
+            sk.covariance(rows(100, 5, bad=BAD), backend="triton")
+
+
+def test_the_words_are_in_the_hosts_memory_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        assert errors._Block(torch.device("cpu")).of_op["covariance"].device.type == "cpu"
+
+
 def test_compiled_calls_raise_too() -> None:
     call = torch.compile(lambda z: sk.covariance(z, backend="triton") * 2, backend="eager", fullgraph=True)
     with pytest.raises(ValueError, match="covariance: z row 70"):
