@@ -119,6 +119,8 @@ check-sanitize: $(VENV)/package.stamp
 	    $(PYTHON) setup.py --quiet build --build-lib $(SANITIZED)
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(PYTHON) -P -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	SPECTRAL_KERNELS_SANITIZE=address LD_PRELOAD=$(LIBASAN) ASAN_OPTIONS=detect_leaks=0 \
+	    $(PYTHON) -m pytest python_tests/ops/test_device_data.py -q -k cuda $(PYTEST_ARGS)
 
 # setarch -R: the sanitizer wants memory where it expects it. -s, or pytest would keep what it says
 check-races: $(VENV)/package.stamp
