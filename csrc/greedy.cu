@@ -14,14 +14,16 @@ namespace {
 
 using namespace device;
 
-constexpr int kThreads = 512;
+// by log-determinant fewer, which have more registers each
+template <bool kLogdet>
+constexpr int kThreads = kLogdet ? 384 : 512;
 
 template <class T, bool kLogdet>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads<kLogdet>, 1)
     greedy_kernel(const __grid_constant__ GreedyArguments<T> arguments, const __grid_constant__ GreedyPlan plan,
                   unsigned char* scratch) {
   extern __shared__ __align__(128) unsigned char memory[];
-  GreedyGrid<T, kLogdet>(arguments, plan, memory, scratch, kThreads).run();
+  GreedyGrid<T, kLogdet>(arguments, plan, memory, scratch, kThreads<kLogdet>).run();
 }
 
 /// What a device offers, asked once.
@@ -43,8 +45,8 @@ struct Chip {
       cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
       cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-      const bool runs = fits(greedy_kernel<float, false>, bytes) && fits(greedy_kernel<float, true>, bytes) &&
-                        fits(greedy_kernel<double, false>, bytes) && fits(greedy_kernel<double, true>, bytes);
+      const bool runs = fits<float, false>(bytes) && fits<float, true>(bytes) && fits<double, false>(bytes) &&
+                        fits<double, true>(bytes);
       if (cooperative != 0 && runs) chips[place] = {count, static_cast<size_t>(bytes)};
       cudaSetDevice(current);
       cudaGetLastError();
@@ -53,12 +55,13 @@ struct Chip {
   }
 
  private:
-  template <class Kernel>
-  static bool fits(Kernel* kernel, int bytes) {
+  template <class T, bool kLogdet>
+  static bool fits(int bytes) {
+    const auto kernel = greedy_kernel<T, kLogdet>;
     int blocks = 0;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
-           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, static_cast<size_t>(bytes)) ==
-               cudaSuccess &&
+           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads<kLogdet>,
+                                                         static_cast<size_t>(bytes)) == cudaSuccess &&
            blocks > 0;
   }
 };
@@ -77,7 +80,7 @@ void launch(const GreedyArguments<T>& arguments, const Tensor& pool) {
   cooperative.val.cooperative = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.members));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(arguments.logdet ? kThreads<true> : kThreads<false>);
   config.dynamicSmemBytes = plan.shared;
   config.stream = stream;
   config.attrs = &cooperative;

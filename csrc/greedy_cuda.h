@@ -31,10 +31,7 @@ class GreedyGrid : public GreedyPicker<T> {
                                      unsigned char* scratch, int threads)
       : Picker(arguments, plan, shared, scratch, threads),
         product(reinterpret_cast<double*>(shared + plan.product)),
-        inverse(reinterpret_cast<double*>(shared + plan.inverse)),
-        counter(reinterpret_cast<unsigned*>(scratch + plan.counters + static_cast<size_t>(128 * Share::group))),
-        products(reinterpret_cast<Mail*>(scratch + plan.products) +
-                 static_cast<int64_t>(Share::group) * 2 * kGreedyReplicas * arguments.d) {}
+        inverse(reinterpret_cast<double*>(shared + plan.inverse)) {}
 
   SPECTRAL_KERNELS_DEVICE void run() {
     for (int batch = this->group; batch < in.b; batch += at.groups) {
@@ -169,7 +166,8 @@ class GreedyGrid : public GreedyPicker<T> {
   /// Log-determinant: v = Ax to `product`, and A − vvᵀ/(1 + q). Returns q = xᵀAx.
   SPECTRAL_KERNELS_DEVICE double update_inverse() {
     ++round;
-    Mail* const boxes = products + static_cast<int64_t>(round % 2) * kGreedyReplicas * in.d;
+    Mail* const boxes = reinterpret_cast<Mail*>(this->scratch + at.products) +
+                        static_cast<int64_t>(this->group * 2 + round % 2) * kGreedyReplicas * in.d;
     const int warps = this->threads / kWarp;
     for (int i = this->warp; i < at.slices; i += warps) {
       const int row = i * at.members + this->member;
@@ -210,6 +208,7 @@ class GreedyGrid : public GreedyPicker<T> {
   SPECTRAL_KERNELS_DEVICE void group_barrier() {
     barrier();
     if (this->thread == 0) {
+      auto* const counter = reinterpret_cast<unsigned*>(this->scratch + at.counters + 128 * this->group);
       passes += static_cast<unsigned>(at.members);
       arrive(counter);
       // the count may wrap around
@@ -219,8 +218,6 @@ class GreedyGrid : public GreedyPicker<T> {
   }
 
   double *const product, *const inverse;
-  unsigned* const counter;
-  Mail* const products;
   unsigned round = 0, passes = 0;
 };
 

@@ -48,7 +48,7 @@ class GreedyMessages {
     const auto mail = reinterpret_cast<Mail*>(scratch + plan.mail) + group * 2 * kBoxes * members_;
     sent_ = pinned(mail + lane_ * members_ + member);
     box_ = pinned(mail + member % kGreedyReplicas * members_ + lane_);
-    details_ = pinned(mail + kGreedyReplicas * members_);
+    details_ = mail + kGreedyReplicas * members_;
   }
 
   /// A round: every CTA offers, and reads what all others offer.

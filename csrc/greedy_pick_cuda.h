@@ -20,9 +20,7 @@ class GreedyPicker : public GreedyShare<T> {
 
   SPECTRAL_KERNELS_DEVICE GreedyPicker(const GreedyArguments<T>& arguments, const GreedyPlan& plan,
                                        unsigned char* shared, unsigned char* scratch, int threads)
-      : Share(arguments, plan, shared, scratch, threads),
-        messages(plan, scratch, Share::group, Share::member),
-        picked(reinterpret_cast<int*>(scratch + plan.picked) + static_cast<int64_t>(Share::group) * arguments.k) {}
+      : Share(arguments, plan, shared, scratch, threads), messages(plan, scratch, Share::group, Share::member) {}
 
   SPECTRAL_KERNELS_DEVICE void open(int64_t batch) {
     Share::open(batch);
@@ -42,7 +40,7 @@ class GreedyPicker : public GreedyShare<T> {
     last = pick.row;
     if (lane != 0) return;
     // by all CTAs alike, so that each finds its own
-    if (pick.row >= 0) picked[step] = pick.row;
+    if (pick.row >= 0) picked()[step] = pick.row;
     *this->told = {this->squares + square, this->frobenius + 2 * overlap + square * square, pick.row};
   }
 
@@ -51,6 +49,11 @@ class GreedyPicker : public GreedyShare<T> {
   struct Pick {
     int row = -1, entry = -1, owner = -1;
   };
+
+  /// The picks of the pool at hand.
+  SPECTRAL_KERNELS_DEVICE int* picked() const {
+    return reinterpret_cast<int*>(this->scratch + at.picked) + static_cast<int64_t>(this->group) * in.k;
+  }
 
   /// The best of the step's candidates.
   SPECTRAL_KERNELS_DEVICE Pick choose(int step) {
@@ -174,7 +177,7 @@ class GreedyPicker : public GreedyShare<T> {
       this->vector[this->slot(i)] = i < in.d ? element(row, i, length) : 0;
     }
     if (in.normalize) square = seen ? 1 : 0;
-    for (int before = 0; seen && before < step; ++before) overlap += squared_product(picked[before]);
+    for (int before = 0; seen && before < step; ++before) overlap += squared_product(picked()[before]);
   }
 
   /// Length of a row of the pool.
@@ -207,7 +210,6 @@ class GreedyPicker : public GreedyShare<T> {
   }
 
   GreedyMessages messages;
-  int* const picked;
   // the pick before, and where to look for rows that are left
   int last = -1, seen_from = 0, unseen_from = 0;
 };

@@ -45,13 +45,13 @@ struct GreedyShare {
         values(reinterpret_cast<T*>(shared + plan.values)),
         kept_from(plan.own - plan.kept),
         copies(reinterpret_cast<T*>(scratch + plan.rows) + group * plan.entries * plan.stride),
-        all_taken(scratch + plan.taken) {}
+        scratch(scratch) {}
 
   SPECTRAL_KERNELS_DEVICE void open(int64_t batch) {
     pool = in.pool + batch * in.n * in.d;
     draws = in.draws == nullptr ? nullptr : in.draws + batch * in.k * in.m;
     valid = in.valid == nullptr ? nullptr : in.valid + batch * in.n;
-    taken = all_taken + batch * in.n;
+    taken = scratch + at.taken + batch * in.n;
     count = own_from(static_cast<int>(at.entries));
     squares = frobenius = 0;
     read_entries(batch);
@@ -100,7 +100,7 @@ struct GreedyShare {
   T* const values;
   const int kept_from;
   T* const copies;
-  unsigned char* const all_taken;
+  unsigned char* const scratch;
   // of the pool at hand
   const T* pool = nullptr;
   const int64_t* draws = nullptr;
