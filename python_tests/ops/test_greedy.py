@@ -234,7 +234,7 @@ def test_draws_that_stay_stale_could_not_have_won(d: int, normalize: bool, objec
     assert torch.equal(*found)
 
 
-def _hard_pool(kind: str, generator: torch.Generator) -> torch.Tensor:
+def hard_pool(kind: str, generator: torch.Generator) -> torch.Tensor:
     """Up to 600 rows that float32 cannot tell apart by what they add."""
     n = int(torch.randint(2, 600, (), generator=generator))
     d = (1, 2, 5, 64, 123, 129)[int(torch.randint(6, (), generator=generator))]
@@ -254,7 +254,7 @@ def _hard_pool(kind: str, generator: torch.Generator) -> torch.Tensor:
 def test_cpp_picks_from_float_rows_as_from_float64(kind: str, objective: str) -> None:
     """By log-determinant, gains may be a million times smaller than the numbers that they are left of."""
     for seed in range(30):
-        pool = _hard_pool(kind, generator(seed))
+        pool = hard_pool(kind, generator(seed))
         options = {"candidates": (None, 8, 40)[seed % 3], "objective": objective, "normalize": False, "start": 0}
         narrow, wide = (
             sk.greedy_select(rows, min(100, len(pool)), generator=generator(seed), backend="cpp", **options)
@@ -267,7 +267,7 @@ def test_cpp_picks_from_float_rows_as_from_float64(kind: str, objective: str) ->
 @pytest.mark.parametrize("candidates", (None, 8))
 def test_cpp_logdet_of_tight_clusters_of_unit_rows(candidates: int | None) -> None:
     for seed in range(30):
-        pool = _hard_pool("clusters", generator(seed))
+        pool = hard_pool("clusters", generator(seed))
         reached = [
             sk.greedy_select(
                 pool, min(16, len(pool)), candidates=candidates, objective="logdet", start=0, backend=backend,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from emulation_helpers import CHIP_LIMIT, load_emulation
+from test_greedy import hard_pool
 from torch import Tensor
 
 from spectral_kernels.ops.greedy import reference
@@ -193,6 +194,18 @@ def test_rows_out_of_range_are_passed_over(emulation: ModuleType, candidates: in
     worse = torch.cat([draws, huge.expand(1, k, 4)], -1)
     found, _ = select(emulation, pool, torch.cat([huge[None], start], -1), worse.contiguous(), valid, k)
     assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("objective", ("effective_rank", "logdet"))
+@pytest.mark.parametrize("kind", ("norms", "duplicates", "low rank", "clusters"))
+def test_rows_that_differ_little_or_much(emulation: ModuleType, kind: str, objective: str) -> None:
+    for seed in range(6):
+        pool = hard_pool(kind, torch.Generator().manual_seed(seed))[None]
+        n = pool.shape[1]
+        candidates = (None, 8, 40)[seed % 3]
+        k = min(12, n)
+        draws = None if candidates is None else torch.randint(n, (1, k, candidates))
+        check(emulation, pool, torch.zeros(1, 1, dtype=torch.int64), draws, None, k, objective, seed % 2 == 0)
 
 
 @pytest.mark.slow
