@@ -13,6 +13,7 @@ import torch
 from emulation_helpers import CHIP_LIMIT, load_emulation
 from torch import Tensor
 
+import spectral_kernels as sk
 from spectral_kernels import checks
 from spectral_kernels.ops.effective_rank import triton as effective_rank
 from spectral_kernels.ops.greedy import reference
@@ -215,6 +216,18 @@ def test_the_spectrum_of_such_a_batch_is_nan(b: int, d: int, monkeypatch: pytest
     effective_rank.batch_spectrum(pool, indices, True, True)
     assert seen[0][0].isfinite().all()
     assert seen[0][1].isnan().any()
+
+
+@pytest.mark.parametrize("spectrum", ("covariance", "singular"))
+@pytest.mark.parametrize("order", (0, 0.5, 1, 3, math.inf))
+def test_no_order_makes_a_number_of_a_spectrum_that_is_nan(
+    order: float, spectrum: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as csrc/spectrum.cu gives."""
+    values = torch.tensor([[3.0, 1.0], [math.nan, math.nan], [0.0, 0.0]])
+    monkeypatch.setattr("spectral_kernels.ops.effective_rank.eigenvalue_spectrum", lambda *_, **__: values)
+    rank = sk.effective_rank(torch.randn(3, 4, 2), order=order, spectrum=spectrum)
+    assert rank[0].isfinite() and rank[1].isnan() and rank[2] == 0
 
 
 @pytest.mark.parametrize("value", (math.nan, math.inf))

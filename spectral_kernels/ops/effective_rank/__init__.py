@@ -100,20 +100,21 @@ def rank_of_spectrum(values: Tensor, order: float) -> Tensor:
     """
     total = values.sum(-1, keepdim=True)
     p = values / torch.where(total > 0, total, 1.0)
-    if order == 0:
-        floor = values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
-        return (values > floor).sum(-1).to(values.dtype)
     support = p > 0
     # the masked logarithm keeps the gradient of p ln p finite at p = 0
     log_p = torch.where(support, p, 1.0).log()
-    if order == 1:
+    if order == 0:
+        floor = values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+        rank = (values > floor).sum(-1).to(values.dtype)
+    elif order == 1:
         rank = torch.exp(-(p * log_p).sum(-1))
     elif order == math.inf:
         rank = 1 / torch.where(support[..., 0], p.amax(-1), 1.0)
     else:
         scaled = torch.where(support, order * log_p, -torch.inf)
         rank = torch.exp(torch.logsumexp(torch.where(support.any(-1, keepdim=True), scaled, 0.0), -1) / (1 - order))
-    return torch.where(total[..., 0] > 0, rank, 0.0)
+    # 0 where all are 0; NaN, as a GPU's kernels give of rows that hold it, stays NaN
+    return torch.where(total[..., 0] > 0, rank, total[..., 0].detach())
 
 
 def effective_rank(
@@ -176,12 +177,13 @@ def effective_rank(
 def _significant(values: Tensor) -> Tensor:
     # below the rounding of a float64 matrix an eigenvalue is noise; orders below 1 have steep gradients there
     floor = values.shape[-1] * torch.finfo(torch.float64).eps * values.detach().amax(-1, keepdim=True)
-    return torch.where(values > floor, values, 0.0)
+    return torch.where(values <= floor, 0.0, values)
 
 
 def _singular(values: Tensor) -> Tensor:
     # the square root has no derivative at 0, where a singular value adds nothing to the rank
-    return torch.where(values > 0, torch.where(values > 0, values, 1.0).sqrt(), 0.0)
+    zero = values <= 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, values).sqrt())
 
 
 def batch_effective_rank(
