@@ -32,7 +32,7 @@ help:
 	@echo "make bench   time the ops against torch and the libraries one would install instead (BENCH_ARGS)"
 	@echo "make sentences, graph, lightning, lightly, ddp   the examples: MiniLM, WordNet's graph, Lightning, lightly, torchrun"
 	@echo "make lint    ruff, mypy --strict, clang-format"
-	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check their budgets"
+	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check spills, loads and matrix instructions"
 	@echo "make check   the long tests: slow ones, property hunts, every CPU path, the oldest and newest torch, sanitizers"
 	@echo "make clean   remove what was built; make distclean removes the environments too"
 
@@ -43,7 +43,7 @@ demo: $(VENV)/package.stamp
 
 .PHONY: test
 test: $(VENV)/package.stamp
-	$(PYTHON) -m pytest python_tests -q -m "not slow" $(PYTEST_ARGS)
+	$(PYTHON) -m pytest python_tests -q -n auto -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: $(VENV)/package.stamp $(PEERS)/stamp

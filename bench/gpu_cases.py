@@ -34,6 +34,7 @@ class Case:
         work: what its floor is counted from.
         peers: label -> another call for the same thing, such as a library's.
         routes: label -> the same op by another backend or precision, checked and timed too.
+        grants: route -> error granted in place of `allowed`.
         compiled: whether torch.compile of `eager` is timed too.
         synchronises: labels of calls that a CUDA graph cannot hold; these are timed by the clock.
         allowed: error beyond the eager one's that is granted, relative to the largest value.
@@ -49,6 +50,7 @@ class Case:
     exact: Call | None = None
     peers: dict[str, Call] = field(default_factory=dict)
     routes: dict[str, Call] = field(default_factory=dict)
+    grants: dict[str, float] = field(default_factory=lambda: {"bf16x3": 1e-5, "tf32": 1e-3})
     compiled: bool = True
     synchronises: Sequence[str] = ()
     allowed: float = 2e-6
@@ -142,6 +144,8 @@ def rank_cases(tiny: bool) -> Iterator[Case]:
             if order == 2
             else Work(64 * 256 * (4 * d + 8), moment + 64 * 4 / 3 * side**3, "fp64", 2, side - 2),
             exact=lambda pool, indices, eager=eager: eager(pool.double(), indices),
+            # products keep 16 bits of each operand
+            allowed=1e-5 if order == 2 else 2e-6,
             compiled=order == 2,
             synchronises=() if order == 2 else ("eager",),
             goal=goal,

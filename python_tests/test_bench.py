@@ -67,33 +67,45 @@ def test_what_is_asked_beside_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert 30 < harness.peak_mb(eats) < 40
 
 
-def test_gpu_benchmark_goes_through_its_steps_without_one(tmp_path: Path) -> None:
-    command = [sys.executable, "bench/gpu.py", "--dry-run", "--no-build", "--out", str(tmp_path)]
+@pytest.mark.slow
+def test_gpu_check_survives_planted_faults(tmp_path: Path) -> None:
+    """A crash, a hang, a missing library, a wrong result: each ends its own phase, and is reported."""
+    command = [sys.executable, "bench/gpu_check.py", "--rehearse", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["dry_run"] and found["environment"]["torch"]
-    assert len(found["rows"]) >= 25
-    assert all(row["passed"] and row["ours_us"] > 0 and row["floor_us"] > 0 for row in found["rows"])
-    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == len(found["rows"]) + 1
-    assert "no figure below means anything" in done.stdout
+    assert "rehearsed: every planted fault ended its own phase only" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "clean" / "results.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if line["phase"] == "speed" and line.get("what") == "ours"]
+    assert len(timed) >= 25 and all(line["passed"] and line["us"] > 0 for line in timed)
+    assert any("test" in line and line["outcome"] == "passed" for line in lines)
 
 
-def test_gpu_benchmark_times_nothing_that_is_wrong(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    gpu = bench_module("gpu", monkeypatch)
-    import spectral_kernels as sk
+def test_gpu_check_without_a_gpu_ends_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/gpu_check.py", "--out", str(tmp_path), "--device", "cuda"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "phase load: 1" in done.stdout and "speed" not in done.stdout
 
-    monkeypatch.setattr(sk, "covariance", lambda z, normalize: 1.001 * z.mT @ z)
-    monkeypatch.setattr(
-        sys, "argv", ["gpu.py", "--dry-run", "--no-build", "--only", "covariance", "--out", str(tmp_path)]
-    )
-    assert gpu.main() == 1
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert not any(row["passed"] or row["ours_us"] for row in found["rows"])
-    assert capsys.readouterr().out.count("NOT TIMED: error") == len(found["rows"])
+
+def test_gpu_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    from gpu.context import append
+    from gpu.report import table
+
+    case = "covariance 65536x128 fp32"
+    append(tmp_path, phase="load", environment={"gpu": "NVIDIA H100 80GB HBM3"})
+    append(tmp_path, phase="load", ceilings={"copy": 3e12})
+    ours = {"phase": "speed", "case": case, "what": "ours", "passed": True, "error": 1e-7, "eager_error": 1e-7}
+    append(tmp_path, **ours, timer="graph", p20=40.0, us=50.0, p80=60.0, from_python_us=90.0)
+    append(tmp_path, phase="peers", case=case, what="eager", timer="graph", us=100.0)
+    append(tmp_path, phase="peers", case=case, what="torch.compile", failed="RuntimeError: no")
+    append(tmp_path, phase="peers", ended="crashed, signal 11", seconds=3.0)
+    text = table(tmp_path)
+    assert "50.0 us [40.0, 60.0] (graph), from Python 90" in text and "goal 20 NOT MET" in text
+    assert "eager: 100.0 us (graph), 2.00x ours" in text and "torch.compile: no time: RuntimeError: no" in text
+    assert "phase peers: crashed, signal 11, 3.0 s" in text
 
 
 def test_floors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -458,7 +458,6 @@ CONFIGURATIONS = {
     **{f"row_tiles {key}": use for key, use in ROW_TILES.items()},
     **{f"tiles {key}": use for key, use in TILES.items()},
     **{f"finish {key}": use for key, use in FINISH.items()},
-    **wide.CONFIGURATIONS,
 }
 
 
@@ -482,8 +481,7 @@ def moments(
     if not gram and _by_rows(z, precision, acc) is not None:
         return _moments_by_rows(z, index, center, normalize, acc, precision, count, one_launch)
     if not gram and index is None and wide.suits(z, precision, acc):
-        matrix, mean = wide.moments(z, center, normalize, precision, count)
-        return Moments(matrix, mean, Statistics())
+        return Moments(*wide.moments(z, center, normalize, precision, count), Statistics())
     statistics = Statistics() if _fused(gram, center) else row_statistics(z, index, normalize, center, acc)
     matrix = _tiles(z, index, statistics, normalize, acc, precision, count, gram, matrix=True, rank=None).matrix
     assert matrix is not None

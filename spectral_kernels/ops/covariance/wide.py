@@ -13,6 +13,7 @@ from torch import Tensor
 from spectral_kernels.errors import words as error_words
 from spectral_kernels.ops._triton import (
     INTERPRETED,
+    AotCall,
     Configuration,
     batch_strides,
     holds_nan,
@@ -246,3 +247,15 @@ def moments(z: Tensor, center: bool, normalize: bool, precision: str, count: int
         FINISH,
     )
     return matrix, mean
+
+
+def aot_calls() -> list[AotCall]:
+    """Calls whose launches cover this module's kernels and configurations."""
+
+    def call(n: int, d: int, dtype: torch.dtype, plain: bool) -> None:
+        moments(torch.empty(1, n, d, dtype=dtype, device="meta"), not plain, not plain, "ieee", n)
+
+    cases = [(16384, d, dtype, False) for d in (160, 512, 2048, HELD) for dtype in (torch.float32, torch.bfloat16)]
+    # a chunk that is not full, rows that are taken as they are
+    cases += [(5000, 200, torch.float32, False), (16384, 512, torch.float32, True)]
+    return [lambda case=case: call(*case) for case in cases]  # type: ignore[misc]
