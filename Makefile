@@ -71,8 +71,9 @@ graph: $(VENV)/package.stamp
 	$(PYTHON) examples/graph.py
 
 .PHONY: aot
-aot: $(VENV)/package.stamp
+aot: $(VENV)/package.stamp .venv-torch-oldest/stamp
 	$(PYTHON) bench/aot.py
+	.venv-torch-oldest/bin/python bench/aot.py --arch 90
 
 .PHONY: lint
 lint: $(VENV)/package.stamp

@@ -12,7 +12,7 @@ that its loops load from global memory by instructions of 4 bytes and less, and 
 - in sm_90 on more stack (spills) than configurations have that were the fastest of their kind on an H100, and on shared
   memory above the architecture's;
 - on tensor-core arithmetic without a matrix instruction;
-- where the loops of a product load more than 30 % of their bytes by instructions of 4 bytes and less: scales, masks and
+- where the loops of a product load more than 35 % of their bytes by instructions of 4 bytes and less: scales, masks and
   lookups may be such, the data may not.
 
 `make aot` runs it under the newest Triton, `make check-torch` under the one that the oldest torch brings.
@@ -56,7 +56,7 @@ Usage = dict[str, int]
 
 # HMMA of Ampere, HGMMA of Hopper, DMMA of float64, UTCHMMA and the like of Blackwell
 MATRIX = re.compile(r"\w*MMA\b")
-NARROW_SHARE = 0.3
+NARROW_SHARE = 0.35
 # bytes a thread
 STACK_LIMIT = 512
 

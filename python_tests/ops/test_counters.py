@@ -16,10 +16,13 @@ class Gpu:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pool, self.capturing, self.backend = (0, 0), False, "native"
         self.segments: list[dict[str, Any]] = []
+        # held, or a later one gets the address of an earlier one
+        self.made: list[Tensor] = []
         zeros = torch.zeros
 
         def allocate(count: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
             made = zeros(count, dtype=dtype)
+            self.made.append(made)
             self.segments.append(
                 {"address": made.data_ptr() - 512, "total_size": 4 * count + 512, "segment_pool_id": self.pool}
             )
