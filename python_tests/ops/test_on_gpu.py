@@ -163,3 +163,31 @@ def test_peak_memory_of_a_loss() -> None:
     before = torch.cuda.memory_allocated()
     sk.info_nce(query, key).backward()
     assert (torch.cuda.max_memory_allocated() - before) / (4 * b * d) <= 12
+
+
+def test_bad_rows_are_told_at_the_next_call() -> None:
+    """Without a wait of its own: docs of `check`."""
+    good = torch.randn(5000, 64, device=DEVICE)
+    for d, call in ((64, sk.covariance), (300, sk.covariance), (64, lambda z: sk.nt_xent(z, good)),
+                    (64, lambda z: sk.greedy_select(z, 8).indices)):  # fmt: skip
+        bad = torch.randn(5000, d, device=DEVICE)
+        bad[17, 3] = math.nan
+        call(bad)
+        with pytest.raises(ValueError, match="row 17 holds NaN or Inf"):
+            sk.check()
+        call(bad)
+        torch.cuda.synchronize()
+        with pytest.raises(ValueError, match="row 17 holds NaN or Inf"):
+            sk.covariance(good)
+    sk.covariance(good)
+    sk.check()
+
+
+@pytest.mark.parametrize("backend", ON_GPU)
+def test_a_mask_of_too_few_rows(backend: str) -> None:
+    pool, valid = torch.randn(5000, 64, device=DEVICE), torch.zeros(5000, dtype=torch.bool, device=DEVICE)
+    valid[100:103] = True
+    indices = sk.greedy_select(pool, 8, candidates=None, valid=valid, backend=backend).indices
+    assert sorted(indices[:3].tolist()) == [100, 101, 102] and indices[3:].tolist() == [-1] * 5
+    with pytest.raises(ValueError, match="valid batch 0 leaves fewer rows"):
+        sk.check()

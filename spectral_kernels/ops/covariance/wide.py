@@ -2,7 +2,7 @@
 
 One pass writes the rows, normalised and less a pivot, as sums of bf16 (two parts keep 16 bits, three 24), and their column
 sums; a second multiplies tiles on and below the diagonal, a chunk of rows a program; a third adds the chunks, centres and
-mirrors. The parts take as much memory as the rows, or half as much again.
+mirrors. The parts take as much memory as float32 rows, half as much again where there are three.
 """
 
 import torch
@@ -148,10 +148,10 @@ def products_kernel(
 
 @triton.jit(do_not_specialize=["n", "splits", "tiles", "count", "z_batch", "z_row"])
 def finish_kernel(
-    z, parts, sums, matrix, errors, n, d, splits, tiles, count, z_unit, z_batch, z_row,
+    z, pivot, parts, sums, matrix, mean, errors, n, d, splits, tiles, count, z_unit, z_batch, z_row,
     CENTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
-    """Chunks of STRIP rows of a tile added, centred, divided by `count` and mirrored into `matrix` (b, d, d)."""
+    """Chunks of STRIP rows of a tile added, centred, divided by `count` and mirrored into `matrix` (b, d, d); the `mean`."""
     z_batch = z_batch.to(tl.int64) * z_unit
     z_row *= z_unit
     strips: tl.constexpr = BLOCK_M // STRIP
@@ -176,6 +176,9 @@ def finish_kernel(
         by_row = tl.load(sums + batch * d + row, mask=row < d, other=0.0)
         by_column = tl.load(sums + batch * d + column, mask=column < d, other=0.0)
         total -= by_row[:, None] * by_column[None, :] / n
+        if j == 0:
+            shift = tl.load(pivot + batch * d + row, mask=row < d, other=0.0)
+            tl.store(mean + batch * d + row, shift + by_row / n, mask=row < d)
     inside = (row < d)[:, None] & (column < d)[None, :] & (row[:, None] >= column[None, :])
     value = total / count
     base = matrix + batch * d * d
@@ -190,7 +193,7 @@ FINISH = Configuration({"BLOCK_M": 128, "BLOCK_N": 64, "STRIP": 16}, num_warps=4
 CONFIGURATIONS = {"wide pivot": PIVOT, "wide parts": PARTS, "wide products": PRODUCTS, "wide finish": FINISH}
 # elements that a program of the first passes holds, and so the most columns
 HELD = 8192
-# fewer rows are not worth four launches
+# fewer rows are not worth five launches
 FEWEST = 1024
 
 
@@ -237,12 +240,12 @@ def moments(z: Tensor, center: bool, normalize: bool, precision: str, count: int
         products_kernel, b * splits * tiles, (high, middle, low, parts, n, d, splits, tiles, chunk), {"EVEN": even}, PRODUCTS
     )
     total = None if sums is None else sums.sum(1)
-    mean = None if pivot is None or total is None else pivot + total / n
+    mean = None if pivot is None else torch.empty_like(pivot)
     matrix = z.new_empty(b, d, d, dtype=torch.float32)
     launch(
         finish_kernel,
         b * tiles * (FINISH["BLOCK_M"] // FINISH["STRIP"]),
-        (z, parts, total, matrix, error_words(z), n, d, splits, tiles, count, *batch_strides(z)),
+        (z, pivot, parts, total, matrix, mean, error_words(z), n, d, splits, tiles, count, *batch_strides(z)),
         {"CENTER": center},
         FINISH,
     )
