@@ -92,12 +92,12 @@ check-slow: $(VENV)/package.stamp
 	$(PYTHON) -m pytest python_tests -q -m slow $(PYTEST_ARGS)
 
 check-properties: $(VENV)/package.stamp
-	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest python_tests -q -m hypothesis $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest python_tests -q -n auto -m hypothesis $(PYTEST_ARGS)
 
 # the paths that the widest one hides on this processor
 check-paths: $(VENV)/package.stamp
-	SPECTRAL_KERNELS_CPU_PATH=baseline $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
-	SPECTRAL_KERNELS_CPU_PATH=avx2 $(PYTHON) -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	SPECTRAL_KERNELS_CPU_PATH=baseline $(PYTHON) -m pytest $(CPP_TESTS) -q -n auto -m "not slow" -k cpp $(PYTEST_ARGS)
+	SPECTRAL_KERNELS_CPU_PATH=avx2 $(PYTHON) -m pytest $(CPP_TESTS) -q -n auto -m "not slow" -k cpp $(PYTEST_ARGS)
 
 # each torch with the library that its headers made, then with the other's; unpacking a torch keeps one core busy
 check-torch:
