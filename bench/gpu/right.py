@@ -8,20 +8,22 @@ from pathlib import Path
 from gpu.context import Context
 
 ROOT = Path(__file__).resolve().parents[2]
+# whose tensors are made on the device; the others hold to the interpreter, or read machine code
+FILES = ("on_gpu", "registry", "greedy", "effective_rank", "queue_gradient")
 
 
 def run(context: Context) -> int:
     device = context.device.type
     workers = 2 if context.tiny else min(16, os.cpu_count() or 1)
     command = [
-        sys.executable, "-m", "pytest", "python_tests/ops", "-q", "--device", device, "-n", str(workers),
+        sys.executable, "-m", "pytest", *(f"python_tests/ops/test_{name}.py" for name in FILES), "-q",
+        "--device", device, "-n", str(workers),
         "--results", str(context.folder / "results.jsonl"), "-p", "no:cacheprovider", "--tb", "short",
     ]  # fmt: skip
     if context.tiny:
         command += ["-m", "not slow", "-k", "test_kinds and (covariance or greedy) and triton and unit"]
     else:
-        chosen = context.only or "(triton or cuda or gpu) and not emulation and not ptx"
-        command += ["-m", "not slow or gpu", "-k", chosen, "--dist", "worksteal"]
+        command += ["-m", "not slow or gpu", "-k", context.only or "triton or cuda or gpu", "--dist", "worksteal"]
     if context.on_gpu:
         # a deadlock in a kernel must not hold up the others; the thread method ends the worker, xdist starts another
         command += ["--timeout", "60", "--timeout-method", "thread"]
