@@ -28,7 +28,9 @@ def run(context: Context) -> int:
         # a deadlock in a kernel must not hold up the others; the thread method ends the worker, xdist starts another
         command += ["--timeout", "60", "--timeout-method", "thread"]
     # float64 on the CPU beside: a thread each, or the workers wait for one another
-    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if context.on_gpu else {})
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": "1"} if context.on_gpu else {})
+    # of a pytest that this runs in
+    environment.pop("PYTEST_XDIST_WORKER", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     (context.folder / "right.txt").write_text(done.stdout[-2_000_000:] + done.stderr[-200_000:])
     last = done.stdout.strip().splitlines()[-1:]
