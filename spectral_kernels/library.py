@@ -58,7 +58,7 @@ def _contiguous(result: Any) -> Any:
 
 def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool) -> Callable[..., Any]:
     """Calls an op; its C++, or the kernel of a GPU, at once where there is nothing to differentiate and no mode or transform
-    wants to hear of it.
+    is active.
 
     The layers in between would do nothing then, but they are Python, and cold: 0.1 ms beside a batch's covariance.
     """

@@ -105,7 +105,7 @@ def through_triton(kernel: Any, programs: int, arguments: tuple[Any, ...], const
 
 
 def _watched(kernel: Any) -> bool:
-    """Whether somebody, a profiler say, wants to hear of launches."""
+    """Whether launch hooks are set, as a profiler does."""
     for hook in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
         if hook is not None and getattr(hook, "calls", True):
             return True

@@ -56,7 +56,7 @@ def covariance(
         normalize: L2-normalise the rows first; rows shorter than 1e-12 stay (next to) zero.
         correction: degrees of freedom taken from n, as in `torch.cov`; 0 divides by n.
         precision: of the products on a GPU for inputs below float64: `"ieee"` keeps all 24 bits of float32, and 16 of half
-            precision once it is normalised or centred; `"bf16x3"` keeps 16 (an error of some 3e-6), `"tf32"` 11 (2e-5).
+            precision once it is normalised or centred; `"bf16x3"` keeps 16 (an error of some 3e-6), `"tf32"` 11 (up to 4e-5).
         backend: see `spectral_kernels.backends`.
 
     Returns:
