@@ -290,3 +290,13 @@ def test_the_chip_notes_rows_and_masks(emulation: ModuleType) -> None:
 
     assert pick(pool, valid, 4) == [(1 << 32) + 33, 2, CLEAN, CLEAN]
     assert pick(pool[:1], valid[1:], 4) == [CLEAN] * 4
+
+
+@pytest.mark.parametrize("center", (False, True))
+def test_wide_covariances_note_rows(center: bool) -> None:
+    """Those that wide.py makes."""
+    z = torch.randn(1100, 140)
+    z[1099, 139] = math.inf
+    z[17, 3] = math.nan
+    with pytest.raises(ValueError, match="z row 17 holds NaN or Inf"):
+        sk.covariance(z, center=center, backend="triton")
