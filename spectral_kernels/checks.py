@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # made once: `int | torch.SymInt` would be put together at each call
@@ -62,7 +63,7 @@ def row_indices(indices: Tensor, name: str, rows: int, ndim: int) -> Tensor:
     if indices.ndim != ndim or indices.numel() == 0:
         raise ValueError(f"{name} must be a non-empty tensor of {ndim} dimensions, got shape {tuple(indices.shape)}")
     # reading values is a sync on CUDA and a graph break under compile; there the kernels look
-    if indices.device.type == "cpu" and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and readable(indices):
         inside(indices, name, rows)
     return indices
 
@@ -104,12 +105,21 @@ def one_of(value: str, name: str, choices: Collection[str]) -> str:
     return value
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether values can be read without a wait: on the CPU, outside `torch.func.vmap`."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor.device.type == "cpu"
+
+
 def finite_rows(z: Tensor, name: str) -> None:
     """Raise for the first row of a CPU tensor (..., n, d) that holds NaN or Inf.
 
     CUDA tensors are not looked at: reading the answer would stall the stream. Their kernels note it (errors.py).
     """
-    if not _enabled or z.device.type != "cpu":
+    if not _enabled or not readable(z):
         return
     finite = torch.isfinite(z).all(-1)
     if not bool(finite.all()):
@@ -128,7 +138,7 @@ def bad_row(bad: Tensor, name: str) -> None:
 
 def finite_pool_rows(pool: Tensor, indices: Tensor) -> None:
     """Raise for an index outside pool (N, d) and for the first row among `indices` that holds NaN or Inf, on the CPU."""
-    if pool.device.type != "cpu":
+    if not readable(indices) or not readable(pool):
         return
     inside(indices, "indices", len(pool))
     if not _enabled:

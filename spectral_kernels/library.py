@@ -1,4 +1,4 @@
-"""Registers an op once: schema, fake implementation, backends, autograd.
+"""Registers an op once: schema, fake implementation, backends, derivatives.
 
 An op `name` of a room `ops/<room>/` is implemented by functions of that very name: `reference.py`, `triton.py`, `cuda.py`
 where csrc has kernels that beat Triton's, and either `torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the
@@ -7,12 +7,13 @@ parts, `cpp.py`. All take the schema's arguments without the last one, `backend`
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
-from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from spectral_kernels import backends, errors
 
@@ -23,6 +24,8 @@ _CPP_MESSAGE = re.compile(r"spectral_kernels: ([^\n]*)")
 
 # op name -> what calls it, where that is not its overload
 _CALLS: dict[str, Callable[..., Any]] = {}
+# op name -> the reference, of the op's own arguments, open to every derivative of torch
+_PLAIN: dict[str, Callable[..., Any]] = {}
 
 
 def _module_function(room: str, module: str, name: str) -> Callable[..., Any]:
@@ -71,7 +74,7 @@ def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool) -> Callable[..
         if torch.compiler.is_compiling():
             return registered(*arguments)
         backend = arguments[-1]
-        if backend not in at_once or _len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        if backend not in at_once or _len_torch_dispatch_stack() or _transformed():
             return registered(*arguments)
         grad = torch.is_grad_enabled()
         for value in arguments:
@@ -141,12 +144,15 @@ def define(
             function = loaded.setdefault(backend, load(backend))
         if check is not None and not kernels[backend]:
             check(*inputs)
-        # autocast would turn the accumulating products inside into bf16
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-                return _contiguous(function(*inputs))
-        return _contiguous(function(*inputs))
+        return _contiguous(_without_autocast(function, inputs))
 
+    def plain(*arguments: Any) -> Any:
+        *inputs, _backend = arguments
+        if check is not None:
+            check(*inputs)
+        return _without_autocast(_module_function(room, "reference", name), inputs)
+
+    _PLAIN[name] = plain
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)
     if cpp == "library" or triton or cuda == "own":
@@ -154,9 +160,88 @@ def define(
     torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *inputs: fake(*inputs[:-1]), lib=LIBRARY)
 
 
-def differentiate(name: str, *, save: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Register autograd for an op: `save(ctx, inputs, output)` keeps what `backward(ctx, *grads)` needs."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=save, lib=LIBRARY)
+def _without_autocast(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+    """Autocast would turn the accumulating products inside into bf16."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*inputs)
+    return function(*inputs)
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode AD is active: kernels have no rules for these."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def differentiate(
+    name: str,
+    *,
+    tensors: int = 1,
+    keep: Callable[..., tuple[Tensor | None, ...]] = lambda inputs, outputs: (),
+    backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
+) -> None:
+    """Register the derivatives of an op; only its first output has one.
+
+    First derivatives in reverse mode are `backward`'s. All others (second and higher ones, forward mode, the transforms of
+    torch.func) are those of the reference, which is plain PyTorch, whatever the backend.
+
+    Args:
+        tensors: how many of the op's first arguments are tensors; these may have gradients.
+        keep: from all arguments and the outputs (a tuple) to what the backward needs besides the tensors.
+        backward: `backward(grad, tensors, kept, options, wanted)`, options being the other arguments, to a gradient or None
+            for each tensor. None: the op's result has no gradient, outside transforms.
+    """
+    registered = overload(name)
+    plain = _PLAIN[name]
+
+    def below(keyset: Any, inputs: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return registered.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)  # type: ignore[attr-defined]
+
+    class Derivative(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
+            result = below(keyset, inputs)
+            outputs = result if isinstance(result, tuple) else (result,)
+            ctx.options = inputs[tensors:]
+            ctx.save_for_backward(*inputs[:tensors], *keep(inputs, outputs))
+            ctx.mark_non_differentiable(*outputs[1:])
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+            inputs, kept = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
+            wanted = ctx.needs_input_grad[1 : 1 + tensors]
+            # create_graph=True: whoever differentiates this gradient needs plain operations
+            found = _plain_backward if torch.is_grad_enabled() else backward
+            assert found is not None
+            return None, *found(grad, inputs, kept, ctx.options, wanted), *[None] * len(ctx.options)
+
+    def _plain_backward(
+        grad: Tensor, inputs: Sequence[Any], _: Any, options: Sequence[Any], wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        places = [place for place, want in enumerate(wanted) if want]
+
+        def first_output(*differentiated: Tensor) -> Tensor:
+            arguments = list(inputs)
+            for place, tensor in zip(places, differentiated, strict=True):
+                arguments[place] = tensor
+            result = plain(*arguments, *options)
+            output: Tensor = result[0] if isinstance(result, tuple) else result
+            return output
+
+        _output, pull = torch.func.vjp(first_output, *(inputs[place] for place in places))
+        gradients = dict(zip(places, pull(grad), strict=True))
+        return tuple(gradients.get(place) for place in range(tensors))
+
+    def autograd(keyset: Any, *inputs: Any) -> Any:
+        if _transformed():
+            return plain(*inputs)
+        if backward is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Derivative.apply(keyset, *inputs)
+        return below(keyset, inputs)
+
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
 
 
 def overload(name: str) -> Callable[..., Any]:

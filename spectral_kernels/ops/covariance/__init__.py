@@ -1,7 +1,5 @@
 """Covariance and second moment of a batch."""
 
-from typing import Any
-
 from torch import Tensor
 
 from spectral_kernels import checks
@@ -24,16 +22,10 @@ define(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, *ctx.options = inputs
-    ctx.save_for_backward(z)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return op("covariance_backward")(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
-
-
-differentiate("covariance", save=_save, backward=_backward)
+differentiate(
+    "covariance",
+    backward=lambda grad, tensors, _kept, options, _wanted: (op("covariance_backward")(grad, *tensors, *options),),
+)
 
 
 def covariance(

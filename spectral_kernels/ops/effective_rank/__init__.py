@@ -1,6 +1,7 @@
 """Effective rank of every order, of one batch or of many candidate batches of a pool."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,33 +58,18 @@ define(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, *ctx.options = inputs
-    ctx.save_for_backward(z)
+def _backward_by(name: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Of the first tensor; indices have no gradient."""
+
+    def backward(grad: Tensor, tensors: Any, _kept: Any, options: Any, _wanted: Any) -> tuple[Tensor | None, ...]:
+        return op(name)(grad, *tensors, *options), *[None] * (len(tensors) - 1)
+
+    return backward
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return op("effective_rank2_backward")(grad, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
-
-
-def _save_batch(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    pool, indices, *ctx.options = inputs
-    ctx.save_for_backward(pool, indices)
-
-
-def _batch_rank_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dpool = op("batch_effective_rank2_backward")(grad, *ctx.saved_tensors, *ctx.options)
-    return dpool, None, *[None] * len(ctx.options)
-
-
-def _batch_spectrum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dpool = op("batch_spectrum_backward")(grad, *ctx.saved_tensors, *ctx.options)
-    return dpool, None, *[None] * len(ctx.options)
-
-
-differentiate("effective_rank2", save=_save, backward=_backward)
-differentiate("batch_effective_rank2", save=_save_batch, backward=_batch_rank_backward)
-differentiate("batch_spectrum", save=_save_batch, backward=_batch_spectrum_backward)
+differentiate("effective_rank2", backward=_backward_by("effective_rank2_backward"))
+differentiate("batch_effective_rank2", tensors=2, backward=_backward_by("batch_effective_rank2_backward"))
+differentiate("batch_spectrum", tensors=2, backward=_backward_by("batch_spectrum_backward"))
 
 
 def check_order(order: float) -> float:

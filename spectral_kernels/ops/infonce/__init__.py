@@ -74,35 +74,25 @@ define(
 )
 
 
-def _save_info_nce(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, queue, *ctx.options = inputs
-    ctx.has_queue = queue is not None
-    ctx.save_for_backward(query, key, *([queue] if ctx.has_queue else []), *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _info_nce_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, *rest, loss, lse = ctx.saved_tensors
-    queue = rest[0] if ctx.has_queue else None
+def _info_nce_backward(
+    grad: Tensor, tensors: tuple[Tensor, ...], kept: tuple[Tensor, ...], options: tuple[Any, ...], wanted: Any
+) -> tuple[Tensor | None, ...]:
     # MoCo's queue is a buffer: its gradient, most of the work, is left out
-    wanted = ctx.has_queue and ctx.needs_input_grad[2]
-    *options, backend = ctx.options
-    gradients = op("info_nce_backward")(grad, query, key, queue, loss, lse, *options, wanted, backend)
-    return gradients[0], gradients[1], gradients[2] if wanted else None, None, None, None
+    queue_gradient = wanted[2]
+    gradients = op("info_nce_backward")(grad, *tensors, *kept, *options[:-1], queue_gradient, options[-1])
+    return gradients[0], gradients[1], gradients[2] if queue_gradient else None
 
 
-def _save_nt_xent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    z0, z1, *ctx.options = inputs
-    ctx.save_for_backward(z0, z1, *output)
-    ctx.mark_non_differentiable(output[1])
+def _nt_xent_backward(
+    grad: Tensor, tensors: tuple[Tensor, ...], kept: tuple[Tensor, ...], options: tuple[Any, ...], _wanted: Any
+) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = op("nt_xent_backward")(grad, *tensors, *kept, *options)
+    return gradients
 
 
-def _nt_xent_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *op("nt_xent_backward")(grad, *ctx.saved_tensors, *ctx.options), None, None, None
-
-
-differentiate("info_nce", save=_save_info_nce, backward=_info_nce_backward)
-differentiate("nt_xent", save=_save_nt_xent, backward=_nt_xent_backward)
+differentiate("info_nce", tensors=3, keep=lambda inputs, outputs: outputs, backward=_info_nce_backward)
+differentiate("nt_xent", tensors=2, keep=lambda inputs, outputs: outputs, backward=_nt_xent_backward)
+differentiate("info_nce_grad_norms", tensors=3)
 
 
 def _reduce(loss: Tensor, reduction: str) -> Tensor:

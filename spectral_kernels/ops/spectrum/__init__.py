@@ -1,7 +1,5 @@
 """Spectrum of a batch: eigenvalues of its second moment or covariance."""
 
-from typing import Any
-
 from torch import Tensor
 
 from spectral_kernels import checks
@@ -30,16 +28,10 @@ define(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, *ctx.options = inputs
-    ctx.save_for_backward(z)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return op("spectrum_backward")(grad, *ctx.saved_tensors, *ctx.options), None, None, None
-
-
-differentiate("spectrum", save=_save, backward=_backward)
+differentiate(
+    "spectrum",
+    backward=lambda grad, tensors, _kept, options, _wanted: (op("spectrum_backward")(grad, *tensors, *options),),
+)
 
 
 def cuda_fit(n: int, d: int) -> Fit:

@@ -41,23 +41,21 @@ define(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z, *ctx.options, ctx.backend = inputs
-    y, mean = output[:2]
-    method = ctx.options[0]
+def _keep(inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    y, mean = outputs[:2]
     # by Cholesky, C++ makes half of the gradient from the result, where that is not rounded to less than the mean
-    saved = ctx.backend == "cpp" and method == "cholesky" and y.dtype == mean.dtype
-    ctx.save_for_backward(z, *output[1:], y if saved else None)
-    ctx.mark_non_differentiable(*output[1:])
+    saved = inputs[-1] == "cpp" and inputs[1] == "cholesky" and y.dtype == mean.dtype
+    return *outputs[1:], y if saved else None
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    z, mean, covariance, matrix, y = ctx.saved_tensors
-    dz = op("whiten_backward")(grad, z, mean, covariance, matrix, *ctx.options, y, ctx.backend)
-    return dz, *[None] * (len(ctx.options) + 1)
+def _backward(
+    grad: Tensor, tensors: tuple[Tensor], kept: tuple[Tensor, ...], options: tuple[Any, ...], _wanted: Any
+) -> tuple[Tensor]:
+    *statistics, y = kept
+    return (op("whiten_backward")(grad, *tensors, *statistics, *options[:-1], y, options[-1]),)
 
 
-differentiate("whiten", save=_save, backward=_backward)
+differentiate("whiten", keep=_keep, backward=_backward)
 
 
 def check_options(method: str, shrinkage: float) -> None:

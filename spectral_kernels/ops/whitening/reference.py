@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from spectral_kernels import checks
 from spectral_kernels.ops._rows import accumulation_dtype, is_negligible
 
 
@@ -85,8 +86,11 @@ def awaited(covariance: Tensor, shrinkage: float) -> bool:
 
 
 def refuse_singular(singular: Tensor, shrinkage: float) -> None:
-    """Raise if a covariance was; where a CUDA graph is captured nothing can be read, and its result is NaN."""
-    if singular.is_cuda and torch.cuda.is_current_stream_capturing():
+    """Raise if a covariance was; under vmap and where a CUDA graph is captured nothing can be read: the result is NaN."""
+    if singular.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return
+    elif not checks.readable(singular):
         return
     if bool(singular):
         raise ValueError(
