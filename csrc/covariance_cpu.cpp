@@ -2,39 +2,87 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <atomic>
+#include <limits>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "apply.h"
-#include "scatter.h"
+#include "gram.h"
 
 namespace spectral_kernels {
 namespace {
 
+/// Covariances and means as V of sums in T. Returns whether T was wide enough for all of them.
+template <class T, class V>
+bool covariance_into(const Tensor& z, bool center, bool normalize, int64_t correction, V* out, V* mean) {
+  const int64_t n = z.size(1), d = z.size(2);
+  const double share = 1 / static_cast<double>(n), scale = 1 / static_cast<double>(n - correction);
+  std::atomic<bool> wide{true};
+  ScatterAll<T> scatter(z, center, normalize, "z", 0, z.size(0));
+  scatter.run([&](int64_t batch, const Moments& moments, const T* shift, int64_t begin, int64_t end) {
+    V* const matrix = out + batch * d * d;
+    const auto entry = [&](int64_t i, int64_t j) {
+      const double sum = moments.upper[i * scatter.stride() + j];
+      return moments.columns == nullptr ? sum : sum - moments.columns[i] * moments.columns[j] * share;
+    };
+    if (begin == 0) {
+      double spread = 0;
+      for (int64_t j = 0; j < d; ++j) spread += entry(j, j);
+      if (!wide_enough<T>(moments.squares, spread, n)) wide = false;
+    }
+    if constexpr (std::is_same_v<T, V>) {
+      kernels<T>().write_symmetric(moments.upper, scatter.stride(), moments.columns, share, scale, d, begin, end,
+                                   matrix);
+    } else {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t j = i; j < d; ++j) {
+          const double value = scale * entry(i, j);
+          matrix[i * d + j] = matrix[j * d + i] = static_cast<V>(i == j ? std::max(value, 0.0) : value);
+        }
+      }
+    }
+    for (int64_t j = begin; j < end; ++j) {
+      mean[batch * d + j] =
+          shift == nullptr ? V(0) : static_cast<V>(static_cast<double>(shift[j]) + moments.columns[j] * share);
+    }
+  });
+  return wide;
+}
+
 std::tuple<Tensor, Tensor> covariance_mean(const Tensor& rows, bool center, bool normalize, int64_t correction) {
   const Tensor z = dense_rows(rows);
-  const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
+  const int64_t b = z.size(0), d = z.size(2);
   const Tensor out = make_tensor({b, d, d}, accumulation_type(z)), mean = make_tensor({b, d}, accumulation_type(z));
   in_accumulation_type(z, [&](auto zero) {
     using T = decltype(zero);
-    ScatterAll<T> scatter(z, center, normalize, "z", 0, b);
-    scatter.run([&](int64_t batch, const Moments& moments, const T* shift, int64_t begin, int64_t end) {
-      kernels<T>().write_symmetric(moments.upper, scatter.stride(), moments.columns, 1 / static_cast<double>(n),
-                                   1 / static_cast<double>(n - correction), d, begin, end,
-                                   data_of<T>(out) + batch * d * d);
-      for (int64_t j = begin; j < end; ++j) {
-        data_of<T>(mean)[batch * d + j] =
-            shift == nullptr
-                ? T(0)
-                : static_cast<T>(static_cast<double>(shift[j]) + moments.columns[j] / static_cast<double>(n));
-      }
-    });
+    if (!covariance_into<T>(z, center, normalize, correction, data_of<T>(out), data_of<T>(mean))) {
+      covariance_into<double>(z, center, normalize, correction, data_of<T>(out), data_of<T>(mean));
+    }
   });
   return {out, mean};
 }
 
+/// Throws where the variances of a batch are beyond T: infinite, or all of them no normal numbers.
+template <class T>
+void check_range(const T* matrices, int64_t b, int64_t d) {
+  for (int64_t batch = 0; batch < b; ++batch) {
+    T largest = 0;
+    for (int64_t j = 0; j < d; ++j) largest = std::max(largest, matrices[(batch * d + j) * d + j]);
+    if (largest > std::numeric_limits<T>::max() || (largest > 0 && largest < std::numeric_limits<T>::min())) {
+      throw std::runtime_error("spectral_kernels: z has variances beyond " +
+                               std::string(sizeof(T) == 4 ? "float32" : "float64") + "; scale its rows" +
+                               (sizeof(T) == 4 ? ", or give float64" : ""));
+    }
+  }
+}
+
 Tensor covariance(const Tensor& z, bool center, bool normalize, int64_t correction, const std::string& precision) {
-  return std::get<0>(covariance_mean(z, center, normalize, correction));
+  const Tensor matrix = std::get<0>(covariance_mean(z, center, normalize, correction));
+  in_accumulation_type(z, [&](auto zero) { check_range(data_of<decltype(zero)>(matrix), z.size(0), z.size(2)); });
+  return matrix;
 }
 
 Tensor covariance_backward(const Tensor& grad_, const Tensor& rows, bool center, bool normalize, int64_t correction,

@@ -139,10 +139,23 @@ void wide_backward(const BatchRows& batch, Gram<T>& gram, const Rank2& rank, dou
   kernel.write(dx.data(), width, n, d, sink.data, sink.element, sink.stride);
 }
 
+/// R2 of one batch: where T is too narrow, in double.
+template <class T>
+double batch_value(const BatchRows& batch, Gram<T>& gram, const Options& options) {
+  const Rank2 rank = batch_rank2<T>(batch, gram, options);
+  if (gram.wide_enough()) return rank.value;
+  Gram<double> wider(batch.n, batch.view.d, options.center);
+  return batch_rank2<double>(batch, wider, options).value;
+}
+
 /// Gradient of one batch on its rows, serially.
 template <class T>
 void batch_backward(const BatchRows& batch, Gram<T>& gram, const Options& options, double grad, const RowSink& sink) {
   const Rank2 rank = batch_rank2<T>(batch, gram, options);
+  if (!gram.wide_enough()) {
+    Gram<double> wider(batch.n, batch.view.d, options.center);
+    return batch_backward<double>(batch, wider, options, grad, sink);
+  }
   if (gram.wide()) {
     wide_backward<T>(batch, gram, rank, grad, sink);
     return;
@@ -196,7 +209,10 @@ class LargeRank2 {
     if (options.center) settle_shift();
     if (options.unbiased) q = quartic();
     rank_ = rank2(t, f, q, total == 0 || t <= negligible_share<T>() * total, n_, options);
+    wide_enough_ = spectral_kernels::wide_enough<T>(total, t, n_);
   }
+
+  bool wide_enough() const { return wide_enough_; }
 
   const Rank2& rank() const { return rank_; }
 
@@ -244,7 +260,16 @@ class LargeRank2 {
   Buffer<double> moment_, columns_;
   Buffer<T> shift_;
   Rank2 rank_;
+  bool wide_enough_;
 };
+
+/// use(rank) with the R2 of one large batch: where T is too narrow, in double.
+template <class T, class Use>
+void with_large_rank2(const Tensor& z, int64_t batch, const Options& options, const Use& use) {
+  const LargeRank2<T> rank(z, batch, options);
+  if (rank.wide_enough()) return use(rank);
+  use(LargeRank2<double>(z, batch, options));
+}
 
 /// Whether one batch is work for all threads.
 bool is_large(const Tensor& z) {
@@ -260,14 +285,16 @@ Tensor effective_rank2(const Tensor& rows, bool center, bool normalize, bool unb
     using T = decltype(zero);
     T* const values = data_of<T>(out);
     if (is_large(z)) {
-      for (int64_t i = 0; i < b; ++i) values[i] = static_cast<T>(LargeRank2<T>(z, i, options).rank().value);
+      for (int64_t i = 0; i < b; ++i) {
+        with_large_rank2<T>(z, i, options, [&](const auto& rank) { values[i] = static_cast<T>(rank.rank().value); });
+      }
       return;
     }
     BadRow bad;
     parallel_tasks(
         b, [&] { return Gram<T>(n, d, center); },
         [&](int64_t i, Gram<T>& gram) {
-          values[i] = static_cast<T>(batch_rank2<T>(batch_of_tensor(z, normalize, i, &bad), gram, options).value);
+          values[i] = static_cast<T>(batch_value<T>(batch_of_tensor(z, normalize, i, &bad), gram, options));
         });
     if (checks_enabled()) bad.raise("z", b, n);
   });
@@ -284,7 +311,9 @@ Tensor effective_rank2_backward(const Tensor& grad_, const Tensor& rows, bool ce
     const T* const g = data_of<T>(grad);
     if (is_large(z)) {
       for (int64_t i = 0; i < b; ++i) {
-        LargeRank2<T>(z, i, options).backward(static_cast<double>(g[i]), sink_of(out, i));
+        with_large_rank2<T>(z, i, options, [&](const auto& rank) {
+          rank.backward(static_cast<double>(g[i]), sink_of(out, i));
+        });
       }
       return;
     }
@@ -310,7 +339,7 @@ Tensor batch_effective_rank2(const Tensor& rows, const Tensor& indices_, bool ce
         c, [&] { return Gram<T>(n, pool.size(1), center); },
         [&](int64_t i, Gram<T>& gram) {
           const BatchRows batch = batch_of_pool(pool, indices, normalize, i, &bad);
-          data_of<T>(out)[i] = static_cast<T>(batch_rank2<T>(batch, gram, options).value);
+          data_of<T>(out)[i] = static_cast<T>(batch_value<T>(batch, gram, options));
         });
     if (checks_enabled()) bad.raise("pool", 1, pool.size(0));
   });

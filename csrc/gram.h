@@ -18,6 +18,15 @@ double negligible_share() {
   return (32 * eps) * (32 * eps);
 }
 
+/// Whether T was wide enough for moments of n rows: `total` is the sum of their squared norms, `spread` that of the
+/// centred rows (or `total`). Else squares over- or underflow, or nearly equal rows differ by T's rounding.
+template <class T>
+bool wide_enough(double total, double spread, int64_t n) {
+  if (sizeof(T) == 8 || total == 0) return true;
+  const double square = total / static_cast<double>(n);
+  return square > 0x1p-80 && square < 0x1p80 && spread > 1e-7 * total;
+}
+
 template <class T>
 class Gram {
  public:
@@ -47,6 +56,7 @@ class Gram {
   double trace() const { return trace_; }
   /// No spread at all, up to rounding.
   bool zero() const { return zero_; }
+  bool wide_enough() const { return spectral_kernels::wide_enough<T>(total_, trace_, n_); }
   const T* shift() const { return center_ ? shift_.data() : nullptr; }
   /// Sums over the shifted rows: what the rounding of the shift left of the mean, times n.
   const double* columns() const { return columns_.data(); }
@@ -55,18 +65,17 @@ class Gram {
   int64_t width() const { return width_; }
 
   void compute(const BatchRows& batch) {
-    double total = 0;
     columns_.zero();
     if (center_) mean_shift<T>(batch.view, n_, shift_.data(), nullptr, nullptr, 0);
     if (wide()) {
-      total = products(batch);
+      total_ = products(batch);
     } else {
       Moments moments{upper_.data(), center_ ? columns_.data() : nullptr, 0};
-      total = sums(batch, moments);
+      total_ = sums(batch, moments);
     }
     trace_ = 0;
     for (int64_t i = 0; i < size_; ++i) trace_ += upper_[i * stride_ + i];
-    zero_ = total == 0 || trace_ <= negligible_share<T>() * total;
+    zero_ = total_ == 0 || trace_ <= negligible_share<T>() * total_;
   }
 
  private:
@@ -125,7 +134,7 @@ class Gram {
   Buffer<T> shift_;
   Buffer<double> columns_;
   Buffer<T> rows_, panels_, tile_;
-  double trace_ = 0;
+  double total_ = 0, trace_ = 0;
   bool zero_ = false;
 };
 

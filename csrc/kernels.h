@@ -15,7 +15,7 @@ struct RowView {
   int64_t stride;
   const int64_t* index;
   int64_t d;
-  bool normalize;  // divide each by max(its norm, 1e-12)
+  bool normalize;  // divide each by its norm, but for zero rows
 };
 
 /// Where a block of rows lies: element (i, j) at i * row + (j / panel) * group + j % panel, with panel =

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from spectral_kernels import checks
 from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops.covariance import covariance as covariance_of
 from spectral_kernels.ops.infonce import info_nce, nt_xent
-from spectral_kernels.ops.whitening import check_options, whiten_with_statistics
+from spectral_kernels.ops.whitening import check_options, whiten_with_mean
 from spectral_kernels.ops.whitening.reference import whitening_matrix
 
 
@@ -57,8 +58,10 @@ class Whitening(nn.Module):
             wide = accumulation_dtype(z.dtype)
             with torch.autocast(z.device.type, enabled=False):
                 return ((z.to(wide) - self.running_mean.to(wide)) @ matrix.to(wide).mT).to(z.dtype)
-        y, mean, covariance = whiten_with_statistics(z, self.method, self.shrinkage, self.center, self.backend)
+        y, mean, covariance = whiten_with_mean(z, self.method, self.shrinkage, self.center, self.backend)
         with torch.no_grad():
+            if covariance is None:
+                covariance = covariance_of(z.detach(), center=self.center, backend=self.backend)
             self.running_mean.lerp_(mean.reshape(-1, self.d).mean(0).to(self.running_mean), self.momentum)
             pooled = covariance.reshape(-1, self.d, self.d).mean(0)
             self.running_covariance.lerp_(pooled.to(self.running_covariance), self.momentum)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# as torch.nn.functional.normalize: a row shorter than this counts as zero
+# a selection counts a row that is no longer than this as unseen
 NORM_FLOOR = 1e-12
 
 
@@ -17,21 +17,49 @@ def flatten(z: Tensor) -> Tensor:
     return z if z.ndim == 3 else z.reshape(-1, z.shape[-2], z.shape[-1])
 
 
+def _peak(x: Tensor, dim: int | tuple[int, int]) -> Tensor:
+    """Largest magnitude, 1 where all are 0; a constant to derivatives."""
+    peak = x.detach().abs().amax(dim, keepdim=True)
+    return torch.where(peak > 0, peak, 1.0)
+
+
+def _scale_and_unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """1/‖x‖ of each row times its largest magnitude, which is the second factor's inverse, and x/‖x‖.
+
+    Of largest magnitude 1, no row's squares over- or underflow.
+    """
+    peak = _peak(x, -1)
+    x = x / peak
+    square = x.square().sum(-1, keepdim=True)
+    seen = square > 0
+    inverse = torch.where(seen, torch.where(seen, square, 1.0).rsqrt(), 0.0)
+    # a subnormal row's inverse length may not be a number
+    return (inverse / peak).clamp_max(torch.finfo(x.dtype).max), x * inverse
+
+
 def read_rows(z: Tensor, normalize: bool, dtype: torch.dtype | None = None) -> Tensor:
-    """Rows in the accumulation dtype, or in `dtype`, L2-normalised on request."""
+    """Rows in the accumulation dtype, or in `dtype`, L2-normalised on request: each but a zero row, whatever its length."""
     x = z.to(dtype or accumulation_dtype(z.dtype))
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(NORM_FLOOR) if normalize else x
+    return _scale_and_unit(x)[1] if normalize else x
 
 
 def read_rows_backward(grad: Tensor, z: Tensor, normalize: bool) -> Tensor:
     """Gradient on z from the gradient on `read_rows(z)`; 0 on zero rows, where the direction is undefined."""
     if not normalize:
         return grad.to(z.dtype)
-    x = z.to(grad.dtype)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    unit = x / norm.clamp_min(NORM_FLOOR)
-    tangent = grad - unit * (unit * grad).sum(-1, keepdim=True)
-    return torch.where(norm > NORM_FLOOR, tangent / norm.clamp_min(NORM_FLOOR), 0.0).to(z.dtype)
+    inverse, unit = _scale_and_unit(z.to(grad.dtype))
+    return ((grad - unit * (unit * grad).sum(-1, keepdim=True)) * inverse).to(z.dtype)
+
+
+def unit_scale(z: Tensor) -> Tensor:
+    """The power of two (..., 1, 1) that brings the largest magnitude of a batch (..., n, d) to about 1, exactly.
+
+    For what does not depend on the scale of its rows: their squares then do not over- or underflow.
+    """
+    peak = _peak(z.to(accumulation_dtype(z.dtype)), (-2, -1))
+    # both 2^limit and 2^-limit are normal numbers
+    limit = 1022 if peak.dtype == torch.float64 else 126
+    return torch.ldexp(torch.ones_like(peak), -torch.frexp(peak).exponent.clamp(-limit, limit))
 
 
 def center_rows(x: Tensor, center: bool) -> Tensor:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops._rows import accumulation_dtype, center_rows, is_negligible, read_rows, read_rows_backward
+from spectral_kernels.ops._rows import (
+    accumulation_dtype,
+    center_rows,
+    is_negligible,
+    read_rows,
+    read_rows_backward,
+    unit_scale,
+)
 from spectral_kernels.ops.spectrum.reference import spectrum, spectrum_backward
 
 
@@ -53,16 +60,18 @@ def _rank2(z: Tensor, center: bool, normalize: bool, unbiased: bool) -> tuple[Ra
 
 
 def effective_rank2(z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
-    return _rank2(z, center, normalize, unbiased)[0].value
+    return _rank2(z if normalize else z * unit_scale(z), center, normalize, unbiased)[0].value
 
 
 def effective_rank2_backward(grad: Tensor, z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
-    rank, x = _rank2(z, center, normalize, unbiased)
+    scale = None if normalize else unit_scale(z)
+    rank, x = _rank2(z if scale is None else z * scale, center, normalize, unbiased)
     moment_x = x @ (x.mT @ x) if x.shape[-1] <= x.shape[-2] else (x @ x.mT) @ x
     norms = x.square().sum(-1, keepdim=True)
     weight = [(grad * by)[..., None, None] for by in (rank.by_trace, rank.by_frobenius, rank.by_quartic)]
     dx = 2 * weight[0] * x + 4 * weight[1] * moment_x + 4 * weight[2] * norms * x
-    return read_rows_backward(center_rows(dx, center), z, normalize)
+    dx = center_rows(dx, center)
+    return read_rows_backward(dx if scale is None else dx * scale, z, normalize)
 
 
 def batch_effective_rank2(pool: Tensor, indices: Tensor, center: bool, normalize: bool) -> Tensor:

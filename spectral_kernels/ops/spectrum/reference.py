@@ -16,25 +16,37 @@ def eigenvalues(moment: Tensor, dtype: torch.dtype) -> Tensor:
     return values.flip(-1).clamp_min(0.0).to(dtype)
 
 
+def _gram64(z: Tensor, center: bool, normalize: bool) -> tuple[Tensor, Tensor]:
+    """(Centred) rows x and xxᵀ/n in float64, the latter exactly 0 where C is rounding noise."""
+    rows = read_rows(z, normalize, torch.float64)
+    x = center_rows(rows, center)
+    gram = x @ x.mT / z.shape[-2]
+    if center:
+        spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        noise = is_negligible(spread, rows.square().sum((-2, -1)) / z.shape[-2])
+        gram = torch.where(noise[..., None, None], 0.0, gram)
+    return x, gram
+
+
 def spectrum(z: Tensor, center: bool, normalize: bool) -> Tensor:
     n, d = z.shape[-2:]
     if n >= d:
         return eigenvalues(second_moment64(z, center, normalize), accumulation_dtype(z.dtype))
     # the smaller Gram matrix has the same eigenvalues but for d - n zeros
-    rows = read_rows(z, normalize, torch.float64)
-    x = center_rows(rows, center)
-    gram = x @ x.mT / n
-    if center:
-        spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-        noise = is_negligible(spread, rows.square().sum((-2, -1)) / n)
-        gram = torch.where(noise[..., None, None], 0.0, gram)
-    values = eigenvalues(gram, accumulation_dtype(z.dtype))
+    values = eigenvalues(_gram64(z, center, normalize)[1], accumulation_dtype(z.dtype))
     return torch.nn.functional.pad(values, (0, d - n))
 
 
 def spectrum_backward(grad: Tensor, z: Tensor, center: bool, normalize: bool) -> Tensor:
     # exact for symmetric functions of the eigenvalues also where these repeat: no 1/(λᵢ - λⱼ) appears
-    _, vectors = torch.linalg.eigh(second_moment64(z, center, normalize))
-    dmoment = vectors * grad.double().flip(-1).unsqueeze(-2) @ vectors.mT
-    x = center_rows(read_rows(z, normalize, torch.float64), center)
-    return read_rows_backward(center_rows(2.0 / z.shape[-2] * (x @ dmoment), center), z, normalize)
+    n, d = z.shape[-2:]
+    wide = n < d
+    if wide:
+        x, matrix = _gram64(z, center, normalize)
+    else:
+        x = center_rows(read_rows(z, normalize, torch.float64), center)
+        matrix = second_moment64(z, center, normalize)
+    _, vectors = torch.linalg.eigh(matrix)
+    outer = vectors * grad[..., : min(n, d)].double().flip(-1).unsqueeze(-2) @ vectors.mT
+    dx = 2.0 / n * (outer @ x if wide else x @ outer)
+    return read_rows_backward(center_rows(dx, center), z, normalize)

@@ -9,6 +9,7 @@ from spectral_kernels import checks
 from spectral_kernels.backends import Fit, choose
 from spectral_kernels.library import define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops.whitening import wide
 
 METHODS = ("cholesky", "zca", "newton_schulz")
 
@@ -18,9 +19,9 @@ MOST_FEATURES_CUDA = 128
 
 def _fake(z: Tensor, *_: Any) -> tuple[Tensor, ...]:
     b, _n, d = z.shape
-    wide = accumulation_dtype(z.dtype)
-    square = z.new_empty(b, d, d, dtype=wide)
-    return z.new_empty(z.shape), z.new_empty(b, d, dtype=wide), square, square.new_empty(b, d, d)
+    dtype = accumulation_dtype(z.dtype)
+    square = z.new_empty(b, d, d, dtype=dtype)
+    return z.new_empty(z.shape), z.new_empty(b, d, dtype=dtype), square, square.new_empty(b, d, d)
 
 
 define(
@@ -88,15 +89,19 @@ def _cuda_fit(device: torch.device, method: str, d: int) -> Fit:
     return Fit(f"d = {d} takes {needed} bytes of shared memory, {device} has {limit}" if needed > limit else None)
 
 
-def whiten_with_statistics(
+def whiten_with_mean(
     z: Tensor, method: str, shrinkage: float, center: bool, backend: str | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`whiten` and the mean (..., d) and covariance (..., d, d) that it found."""
-    checks.floating(z, "z")
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`whiten`, the mean (..., d) and, where it was made, the covariance (..., d, d)."""
+    z = checks.floating(z, "z")
     check_options(method, shrinkage)
     name = choose("whiten", z.device, backend, cuda=lambda: _cuda_fit(z.device, method, z.shape[-1]))
-    y, mean, covariance, _ = op("whiten")(flatten(z), method, float(shrinkage), center, name)
-    leading, d = z.shape[:-2], z.shape[-1]
+    flat, leading, d = flatten(z), z.shape[:-2], z.shape[-1]
+    if z.shape[-2] < d:
+        with torch.autocast(z.device.type, enabled=False):
+            y, mean = wide.whiten(flat, method, float(shrinkage), center)
+        return y.reshape(z.shape), mean.reshape(*leading, d), None
+    y, mean, covariance, _ = op("whiten")(flat, method, float(shrinkage), center, name)
     return y.reshape(z.shape), mean.reshape(*leading, d), covariance.reshape(*leading, d, d)
 
 
@@ -110,8 +115,8 @@ def whiten(
 ) -> Tensor:
     """Whiten each batch: y = (z − μ)Wᵀ with W C_ε Wᵀ = I and C_ε = (1 − ε)C + ε (tr C/d) I (theory.md §4).
 
-    With n ≤ d the covariance is singular: only its range is whitened, and how far depends on ε. A batch of identical
-    rows whitens to zeros.
+    With n ≤ d the covariance is singular: only its range is whitened, and how far depends on ε. Below n = d the cost is
+    O(n²d). A batch of identical rows whitens to zeros.
 
     Args:
         z: (..., n, d), float64, float32, bfloat16 or float16.
@@ -121,6 +126,7 @@ def whiten(
         center: subtract the mean; False whitens the second moment.
         backend: see `spectral_kernels.backends`. The d x d factorisation is in float64 on all of them:
             torch's, but for Cholesky's on cuda, up to d = 128 or what the GPU's shared memory holds (d = 96 in 99 KB).
+            Below n = d all work is torch's, in float64.
 
     Returns:
         (..., n, d) in the dtype of z; gradients flow, also where eigenvalues repeat.
@@ -130,4 +136,4 @@ def whiten(
             row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    return whiten_with_statistics(z, method, shrinkage, center, backend)[0]
+    return whiten_with_mean(z, method, shrinkage, center, backend)[0]

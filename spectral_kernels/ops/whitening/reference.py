@@ -4,6 +4,7 @@ C_ε = (1 − ε)C + ε (tr C/d) I; W = L⁻¹ of its Cholesky factor, or W = C_
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,20 +29,86 @@ def shrink(covariance: Tensor, shrinkage: float) -> Tensor:
     return c
 
 
-def _newton_schulz_steps(d: int, shrinkage: float) -> int:
-    # the smallest eigenvalue, at least ε/d of the trace, grows 2.25-fold a step until convergence turns quadratic
-    smallest = max(shrinkage, 1e-12) / d
-    return math.ceil(math.log(1 / smallest) / math.log(2.25)) + 6
+class _Lyapunov(torch.autograd.Function):
+    """The symmetric X with RX + XR = G, R positive definite and G symmetric. X depends on G as its derivative does on X's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(r: Tensor, g: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(r)
+        return vectors @ (vectors.mT @ g @ vectors / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        r, x = ctx.saved_tensors
+        s = _Lyapunov.apply(r, 0.5 * (grad + grad.mT))
+        return -(s @ x + x @ s), s
+
+    @staticmethod
+    def jvp(ctx: Any, dr: Tensor, dg: Tensor) -> Tensor:
+        r, x = ctx.saved_tensors
+        solved: Tensor = _Lyapunov.apply(r, dg - dr @ x - x @ dr)
+        return solved
 
 
-def _inverse_root_newton_schulz(c: Tensor, shrinkage: float) -> Tensor:
+class _InverseRoot(torch.autograd.Function):
+    """A^{-1/2} of a positive definite A, without the 1/(λᵢ − λⱼ) of torch's eigenvectors: eigenvalues may repeat.
+
+    From R = A^{1/2} = AF and RR = A follow dF = −F dR F and R dR + dR R = dA.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, steps: int) -> Tensor:
+        if steps:
+            return _newton_schulz(a, steps)
+        values, vectors = torch.linalg.eigh(a)
+        return vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        a, f = ctx.saved_tensors
+        r = a @ f
+        return -_Lyapunov.apply(0.5 * (r + r.mT), f @ (0.5 * (grad + grad.mT)) @ f), None
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor, _: None) -> Tensor:
+        a, f = ctx.saved_tensors
+        r = a @ f
+        return -f @ _Lyapunov.apply(0.5 * (r + r.mT), da) @ f
+
+
+def _newton_schulz(c: Tensor, steps: int) -> Tensor:
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     scale = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     y, w = c / scale, eye.expand_as(c)
-    for _ in range(_newton_schulz_steps(c.shape[-1], shrinkage)):
+    for _ in range(steps):
         t = 1.5 * eye - 0.5 * w @ y
         y, w = y @ t, t @ w
     return w / scale.sqrt()
+
+
+def inverse_root(a: Tensor, method: str, d: int, shrinkage: float) -> Tensor:
+    """A^{-1/2} (..., m, m) of positive definite matrices, differentiable in every way.
+
+    By `"newton_schulz"` the smallest eigenvalue must be at least shrinkage/d of the trace.
+    """
+    # it grows 2.25-fold a step until convergence turns quadratic
+    steps = math.ceil(math.log(d / max(shrinkage, 1e-12)) / math.log(2.25)) + 6
+    root: Tensor = _InverseRoot.apply(a, steps if method == "newton_schulz" else 0)
+    return root
 
 
 def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tensor:
@@ -54,17 +121,12 @@ def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tenso
             pivots = factor.diagonal(dim1=-2, dim2=-1).square()
             refuse_singular(failed.any() | _is_singular(pivots, covariance.dtype, shrinkage), shrinkage)
         matrix: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(c), upper=False)
-    elif method == "zca":
-        values, vectors = torch.linalg.eigh(c)
-        refuse_singular((values <= 0).any() | _is_singular(values, covariance.dtype, shrinkage), shrinkage)
-        matrix = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
     else:
-        matrix = _inverse_root_newton_schulz(c, shrinkage)
-        residual = (matrix @ c @ matrix - eye).abs().amax()
+        matrix = inverse_root(c, method, c.shape[-1], shrinkage)
         # a NaN residual is a failure too
-        unconverged = ~(residual < 1e-2)
-        singular = _is_singular(torch.linalg.eigvalsh(c), covariance.dtype, 0.0) if shrinkage == 0 else unconverged
-        refuse_singular(unconverged | singular, shrinkage)
+        failed = ~((matrix @ c @ matrix - eye).abs().amax() < 1e-2)
+        singular = _is_singular(torch.linalg.eigvalsh(c), covariance.dtype, 0.0) if shrinkage == 0 else failed
+        refuse_singular(failed | singular, shrinkage)
     return matrix.to(covariance.dtype)
 
 
@@ -86,7 +148,9 @@ def awaited(covariance: Tensor, shrinkage: float) -> bool:
 
 
 def refuse_singular(singular: Tensor, shrinkage: float) -> None:
-    """Raise if a covariance was; under vmap and where a CUDA graph is captured nothing can be read: the result is NaN."""
+    """Raise if a covariance was; where nothing can be read (tracing, vmap, capture of a CUDA graph) the result is NaN."""
+    if torch.compiler.is_compiling():
+        return
     if singular.is_cuda:
         if torch.cuda.is_current_stream_capturing():
             return
