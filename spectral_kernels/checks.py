@@ -63,7 +63,7 @@ def row_indices(indices: Tensor, name: str, rows: int, ndim: int) -> Tensor:
     if indices.ndim != ndim or indices.numel() == 0:
         raise ValueError(f"{name} must be a non-empty tensor of {ndim} dimensions, got shape {tuple(indices.shape)}")
     # reading values is a sync on CUDA and a graph break under compile; there the kernels look
-    if not torch.compiler.is_compiling() and readable(indices):
+    if readable(indices):
         inside(indices, name, rows)
     return indices
 
@@ -106,7 +106,9 @@ def one_of(value: str, name: str, choices: Collection[str]) -> str:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether values can be read without a wait: on the CPU, outside `torch.func.vmap`."""
+    """Whether values can be read without a wait: on the CPU, outside `torch.compile` and `torch.func.vmap`."""
+    if torch.compiler.is_compiling():
+        return False
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):
             return False

@@ -20,6 +20,8 @@ from spectral_kernels import backends, errors
 NAMESPACE = "spectral_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
+_NUMBERS = ("Tensor temperature", "Tensor shrinkage")
+
 _CPP_MESSAGE = re.compile(r"spectral_kernels: ([^\n]*)")
 
 # op name -> what calls it, where that is not its overload
@@ -59,15 +61,39 @@ def _contiguous(result: Any) -> Any:
     return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()
 
 
-def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool) -> Callable[..., Any]:
+def _as_tensor(value: float | Tensor) -> Tensor:
+    """A number as the 0-dimensional float64 tensor on the CPU that schemas have for it.
+
+    As a number Dynamo would compile a graph for each of its values; multiplied it is part of the graph.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if torch.compiler.is_compiling():
+        return torch.ones((), dtype=torch.float64, device="cpu") * value
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def _converted(arguments: Sequence[Any], places: tuple[int, ...], convert: Callable[[Any], Any]) -> Sequence[Any]:
+    if not places:
+        return arguments
+    changed = list(arguments)
+    for place in places:
+        changed[place] = convert(changed[place])
+    return changed
+
+
+def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool, numbers: tuple[int, ...]) -> Callable[..., Any]:
     """Calls an op; its C++, or the kernel of a GPU, at once where there is nothing to differentiate and no mode or transform
     is active.
 
     The layers in between would do nothing then, but they are Python, and cold: 0.1 ms beside a batch's covariance.
     """
-    registered = overload(name)
+    found = overload(name)
     library: Callable[..., Any] | None = None
     at_once = ("cpp", "triton", "cuda") if cpp else ("triton", "cuda")
+
+    def registered(*arguments: Any) -> Any:
+        return found(*_converted(arguments, numbers, _as_tensor))
 
     def call(*arguments: Any) -> Any:
         nonlocal library
@@ -105,7 +131,8 @@ def define(
     """Register an op.
 
     Args:
-        schema: without the trailing `str backend`, which is added here.
+        schema: without the trailing `str backend`, which is added here. A `Tensor temperature` or `Tensor shrinkage`
+            is a number (`_as_tensor`): implementations get a float, callers may give one.
         room: folder under `ops/`.
         fake: shapes and dtypes from the schema's arguments (without `backend`).
         check: reads the arguments of a CPU call for NaN and Inf, for the reference; kernels look for themselves as they
@@ -118,6 +145,7 @@ def define(
     name, rest = schema.split("(", 1)
     arguments, returns = rest.rsplit(") ->", 1)
     LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
+    numbers = tuple(place for place, item in enumerate(arguments.split(", ")) if item in _NUMBERS)
     backends.OPS[name] = ("reference", "cpp", "triton", *(() if cuda == "none" else ("cuda",)))
     owners = {"cpp": cpp != "reference", "triton": triton, "cuda": cuda != "reference"}
     kernels = {"reference": False, **owners}
@@ -138,7 +166,7 @@ def define(
         return _module_function(room, "reference", name)
 
     def kernel(*arguments: Any) -> Any:
-        *inputs, backend = arguments
+        *inputs, backend = _converted(arguments, numbers, float)
         function = loaded.get(backend)
         if function is None:
             function = loaded.setdefault(backend, load(backend))
@@ -147,7 +175,7 @@ def define(
         return _contiguous(_without_autocast(function, inputs))
 
     def plain(*arguments: Any) -> Any:
-        *inputs, _backend = arguments
+        *inputs, _backend = _converted(arguments, numbers, float)
         if check is not None:
             check(*inputs)
         return _without_autocast(_module_function(room, "reference", name), inputs)
@@ -156,7 +184,7 @@ def define(
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)
     if cpp == "library" or triton or cuda == "own":
-        _CALLS[name] = _eager_call(name, kernel, cpp == "library")
+        _CALLS[name] = _eager_call(name, kernel, cpp == "library", numbers)
     torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *inputs: fake(*inputs[:-1]), lib=LIBRARY)
 
 
@@ -203,6 +231,7 @@ def differentiate(
         def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
             result = below(keyset, inputs)
             outputs = result if isinstance(result, tuple) else (result,)
+            # numbers among the options are tensors, a few bytes without a gradient
             ctx.options = inputs[tensors:]
             ctx.save_for_backward(*inputs[:tensors], *keep(inputs, outputs))
             ctx.mark_non_differentiable(*outputs[1:])

@@ -41,31 +41,31 @@ def _fake_info_nce_backward(
 
 
 define(
-    "info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)",
+    "info_nce(Tensor query, Tensor key, Tensor? queue, Tensor temperature, str precision) -> (Tensor, Tensor)",
     room="infonce",
     fake=lambda query, *_: _fake_rows(query, query.shape[0]),
     check=_check_info_nce,
 )
 define(
     "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse, "
-    "float temperature, str precision, bool queue_gradient) -> (Tensor, Tensor, Tensor)",
+    "Tensor temperature, str precision, bool queue_gradient) -> (Tensor, Tensor, Tensor)",
     room="infonce",
     fake=_fake_info_nce_backward,
 )
 define(
-    "nt_xent(Tensor z0, Tensor z1, float temperature, str precision) -> (Tensor, Tensor)",
+    "nt_xent(Tensor z0, Tensor z1, Tensor temperature, str precision) -> (Tensor, Tensor)",
     room="infonce",
     fake=lambda z0, *_: _fake_rows(z0, 2 * z0.shape[0]),
     check=_check_nt_xent,
 )
 define(
     "nt_xent_backward(Tensor grad, Tensor z0, Tensor z1, Tensor loss, Tensor lse, "
-    "float temperature, str precision) -> (Tensor, Tensor)",
+    "Tensor temperature, str precision) -> (Tensor, Tensor)",
     room="infonce",
     fake=lambda grad, z0, z1, *_: (z0.new_empty(z0.shape), z1.new_empty(z1.shape)),
 )
 define(
-    "info_nce_grad_norms(Tensor query, Tensor key, Tensor? queue, float temperature, str loss, str precision) -> Tensor",
+    "info_nce_grad_norms(Tensor query, Tensor key, Tensor? queue, Tensor temperature, str loss, str precision) -> Tensor",
     room="infonce",
     fake=lambda query, key, queue, temperature, loss, precision: query.new_empty(
         query.shape[0] * (2 if loss == "nt_xent" else 1), dtype=accumulation_dtype(query.dtype)

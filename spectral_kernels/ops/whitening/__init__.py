@@ -25,7 +25,7 @@ def _fake(z: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 define(
-    "whiten(Tensor z, str method, float shrinkage, bool center) -> (Tensor, Tensor, Tensor, Tensor)",
+    "whiten(Tensor z, str method, Tensor shrinkage, bool center) -> (Tensor, Tensor, Tensor, Tensor)",
     room="whitening",
     fake=_fake,
     check=lambda z, *_: checks.finite_rows(z, "z"),
@@ -34,7 +34,7 @@ define(
 )
 define(
     "whiten_backward(Tensor grad, Tensor z, Tensor mean, Tensor covariance, Tensor matrix, "
-    "str method, float shrinkage, bool center, Tensor? y) -> Tensor",
+    "str method, Tensor shrinkage, bool center, Tensor? y) -> Tensor",
     room="whitening",
     fake=lambda grad, z, *_: z.new_empty(z.shape),
     cpp="composed",

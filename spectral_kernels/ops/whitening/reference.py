@@ -149,10 +149,8 @@ def awaited(covariance: Tensor, shrinkage: float) -> bool:
 
 def refuse_singular(singular: Tensor, shrinkage: float) -> None:
     """Raise if a covariance was; where nothing can be read (tracing, vmap, capture of a CUDA graph) the result is NaN."""
-    if torch.compiler.is_compiling():
-        return
     if singular.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
+        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return
     elif not checks.readable(singular):
         return

@@ -10,8 +10,6 @@ With x the centred rows, K = xxᵀ/n and t = tr C/d:
 Plain PyTorch in float64, on every backend: derivatives are torch's, of any kind and order.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -24,20 +22,20 @@ BLOCK = 128
 
 
 def _by_cholesky(x: Tensor, shrinkage: float, level: Tensor) -> Tensor:
-    n, d = x.shape[-2:]
-    scale = math.sqrt((1 - shrinkage) / n)
+    n = x.shape[-2]
+    share = (1 - shrinkage) / n
     left = torch.eye(n, dtype=x.dtype, device=x.device).expand(*x.shape[:-2], n, n)
     parts, failed = [], []
-    for part in (x * scale).split(BLOCK, -1):
+    for part in x.split(BLOCK, -1):
         unexplained = left @ part
         ridge = shrinkage * level * torch.eye(part.shape[-1], dtype=x.dtype, device=x.device)
-        factor, information = torch.linalg.cholesky_ex(part.mT @ unexplained + ridge)
+        factor, information = torch.linalg.cholesky_ex(share * (part.mT @ unexplained) + ridge)
         y = torch.linalg.solve_triangular(factor, unexplained.mT, upper=False).mT
-        left = left - y @ y.mT
+        left = left - share * (y @ y.mT)
         parts.append(y)
         failed.append(information.any())
     refuse_singular(torch.stack(failed).any(), shrinkage)
-    return torch.cat(parts, -1) / scale
+    return torch.cat(parts, -1)
 
 
 def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tensor, Tensor]:
@@ -53,16 +51,14 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     some = ~is_negligible(spread, spread + mean.square().sum((-2, -1)))[..., None, None]
     # without spread y is 0, whatever the matrix
     level = torch.where(some, spread[..., None, None] / d, 1.0)
-    if shrinkage == 0:
+    # compiled, it is not known
+    if not torch.compiler.is_compiling() and shrinkage == 0:
         refuse_singular(some.any(), shrinkage)
-    # all of the shrinkage, and nothing is left of the covariance but its level
-    if shrinkage == 1:
-        y = x / level.sqrt()
-    elif method == "cholesky":
-        y = _by_cholesky(torch.where(some, x, 0.0), shrinkage or 1.0, level)
+    if method == "cholesky":
+        y = _by_cholesky(torch.where(some, x, 0.0), shrinkage, level)
     else:
         eye = torch.eye(n, dtype=x.dtype, device=x.device)
         # of trace about 1
-        shrunk = (1 - shrinkage) * torch.where(some, gram, 0.0) / (level * d) + (shrinkage or 1.0) / d * eye
+        shrunk = (1 - shrinkage) * torch.where(some, gram, 0.0) / (level * d) + shrinkage / d * eye
         y = inverse_root(shrunk, method, d, shrinkage) @ x / (level * d).sqrt()
     return torch.where(some, y, 0.0).to(z.dtype), (mean / scale).squeeze(-2).to(accumulation_dtype(z.dtype))
