@@ -108,7 +108,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--limits", default="", help="other limits, such as right=90,speed=60")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, small, with planted faults")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: small sizes, no figure means anything")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: small sizes, no figure means anything"
+    )
     for hidden in ("--phase", "--plant"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=60.0, help=argparse.SUPPRESS)

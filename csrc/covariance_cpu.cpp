@@ -15,9 +15,11 @@
 namespace spectral_kernels {
 namespace {
 
-/// Covariances and means as V of sums in T. Returns whether T was wide enough for all of them.
+/// Covariances and means as V of sums in T. Returns whether T was wide enough for all of them; `beyond` whether V was
+/// not: the largest variance of a batch is infinite, or no normal number.
 template <class T, class V>
-bool covariance_into(const Tensor& z, bool center, bool normalize, int64_t correction, V* out, V* mean) {
+bool covariance_into(const Tensor& z, bool center, bool normalize, int64_t correction, V* out, V* mean,
+                     std::atomic<bool>& beyond) {
   const int64_t n = z.size(1), d = z.size(2);
   const double share = 1 / static_cast<double>(n), scale = 1 / static_cast<double>(n - correction);
   std::atomic<bool> wide{true};
@@ -29,8 +31,14 @@ bool covariance_into(const Tensor& z, bool center, bool normalize, int64_t corre
       return moments.columns == nullptr ? sum : sum - moments.columns[i] * moments.columns[j] * share;
     };
     if (begin == 0) {
-      double spread = 0;
-      for (int64_t j = 0; j < d; ++j) spread += entry(j, j);
+      double spread = 0, largest = 0;
+      for (int64_t j = 0; j < d; ++j) {
+        spread += entry(j, j);
+        largest = std::max(largest, scale * entry(j, j));
+      }
+      using Limits = std::numeric_limits<V>;
+      const bool some = spread > negligible_share<double>() * moments.squares;
+      if (some && (largest > Limits::max() || largest < Limits::min())) beyond = true;
       if (!wide_enough<T>(moments.squares, spread, n)) wide = false;
     }
     if constexpr (std::is_same_v<T, V>) {
@@ -52,37 +60,34 @@ bool covariance_into(const Tensor& z, bool center, bool normalize, int64_t corre
   return wide;
 }
 
-std::tuple<Tensor, Tensor> covariance_mean(const Tensor& rows, bool center, bool normalize, int64_t correction) {
+struct CovarianceMean {
+  Tensor covariance, mean;
+  bool beyond;
+};
+
+CovarianceMean covariance_and_mean(const Tensor& rows, bool center, bool normalize, int64_t correction) {
   const Tensor z = dense_rows(rows);
   const int64_t b = z.size(0), d = z.size(2);
   const Tensor out = make_tensor({b, d, d}, accumulation_type(z)), mean = make_tensor({b, d}, accumulation_type(z));
+  std::atomic<bool> beyond{false};
   in_accumulation_type(z, [&](auto zero) {
     using T = decltype(zero);
-    if (!covariance_into<T>(z, center, normalize, correction, data_of<T>(out), data_of<T>(mean))) {
-      covariance_into<double>(z, center, normalize, correction, data_of<T>(out), data_of<T>(mean));
-    }
+    if (covariance_into<T>(z, center, normalize, correction, data_of<T>(out), data_of<T>(mean), beyond)) return;
+    beyond = false;
+    covariance_into<double>(z, center, normalize, correction, data_of<T>(out), data_of<T>(mean), beyond);
   });
-  return {out, mean};
+  return {out, mean, beyond};
 }
 
-/// Throws where the variances of a batch are beyond T: infinite, or all of them no normal numbers.
-template <class T>
-void check_range(const T* matrices, int64_t b, int64_t d) {
-  for (int64_t batch = 0; batch < b; ++batch) {
-    T largest = 0;
-    for (int64_t j = 0; j < d; ++j) largest = std::max(largest, matrices[(batch * d + j) * d + j]);
-    if (largest > std::numeric_limits<T>::max() || (largest > 0 && largest < std::numeric_limits<T>::min())) {
-      throw std::runtime_error("spectral_kernels: z has variances beyond " +
-                               std::string(sizeof(T) == 4 ? "float32" : "float64") + "; scale its rows" +
-                               (sizeof(T) == 4 ? ", or give float64" : ""));
-    }
-  }
+std::tuple<Tensor, Tensor> covariance_mean(const Tensor& z, bool center, bool normalize, int64_t correction) {
+  const CovarianceMean found = covariance_and_mean(z, center, normalize, correction);
+  return {found.covariance, found.mean};
 }
 
 Tensor covariance(const Tensor& z, bool center, bool normalize, int64_t correction, const std::string& precision) {
-  const Tensor matrix = std::get<0>(covariance_mean(z, center, normalize, correction));
-  in_accumulation_type(z, [&](auto zero) { check_range(data_of<decltype(zero)>(matrix), z.size(0), z.size(2)); });
-  return matrix;
+  const CovarianceMean found = covariance_and_mean(z, center, normalize, correction);
+  if (found.beyond) throw_beyond(z);
+  return found.covariance;
 }
 
 Tensor covariance_backward(const Tensor& grad_, const Tensor& rows, bool center, bool normalize, int64_t correction,

@@ -139,6 +139,12 @@ void wide_backward(const BatchRows& batch, Gram<T>& gram, const Rank2& rank, dou
   kernel.write(dx.data(), width, n, d, sink.data, sink.element, sink.stride);
 }
 
+/// Whether little is left of the two terms of the gradient, as of a collapsed batch.
+template <class T>
+bool gradient_cancels(const Rank2& rank) {
+  return sizeof(T) == 4 && rank.value < 1.01;
+}
+
 /// R2 of one batch: where T is too narrow, in double.
 template <class T>
 double batch_value(const BatchRows& batch, Gram<T>& gram, const Options& options) {
@@ -152,7 +158,7 @@ double batch_value(const BatchRows& batch, Gram<T>& gram, const Options& options
 template <class T>
 void batch_backward(const BatchRows& batch, Gram<T>& gram, const Options& options, double grad, const RowSink& sink) {
   const Rank2 rank = batch_rank2<T>(batch, gram, options);
-  if (!gram.wide_enough()) {
+  if (!gram.wide_enough() || gradient_cancels<T>(rank)) {
     Gram<double> wider(batch.n, batch.view.d, options.center);
     return batch_backward<double>(batch, wider, options, grad, sink);
   }
@@ -265,9 +271,9 @@ class LargeRank2 {
 
 /// use(rank) with the R2 of one large batch: where T is too narrow, in double.
 template <class T, class Use>
-void with_large_rank2(const Tensor& z, int64_t batch, const Options& options, const Use& use) {
+void with_large_rank2(const Tensor& z, int64_t batch, const Options& options, bool gradient, const Use& use) {
   const LargeRank2<T> rank(z, batch, options);
-  if (rank.wide_enough()) return use(rank);
+  if (rank.wide_enough() && !(gradient && gradient_cancels<T>(rank.rank()))) return use(rank);
   use(LargeRank2<double>(z, batch, options));
 }
 
@@ -286,7 +292,8 @@ Tensor effective_rank2(const Tensor& rows, bool center, bool normalize, bool unb
     T* const values = data_of<T>(out);
     if (is_large(z)) {
       for (int64_t i = 0; i < b; ++i) {
-        with_large_rank2<T>(z, i, options, [&](const auto& rank) { values[i] = static_cast<T>(rank.rank().value); });
+        with_large_rank2<T>(z, i, options, false,
+                            [&](const auto& rank) { values[i] = static_cast<T>(rank.rank().value); });
       }
       return;
     }
@@ -311,9 +318,8 @@ Tensor effective_rank2_backward(const Tensor& grad_, const Tensor& rows, bool ce
     const T* const g = data_of<T>(grad);
     if (is_large(z)) {
       for (int64_t i = 0; i < b; ++i) {
-        with_large_rank2<T>(z, i, options, [&](const auto& rank) {
-          rank.backward(static_cast<double>(g[i]), sink_of(out, i));
-        });
+        with_large_rank2<T>(z, i, options, true,
+                            [&](const auto& rank) { rank.backward(static_cast<double>(g[i]), sink_of(out, i)); });
       }
       return;
     }

@@ -53,8 +53,8 @@ int64_t memory_bank_update(const Tensor& embeddings, const Tensor& updated_, con
       const int64_t row = index[i];
       if (!active[row]) continue;
       const T* const x = unit.data() + i * width;
-      // no longer than NORM_FLOOR of ops/_rows.py: unseen. A row that is not finite has no norm either; with checks off it
-      // is stored, for all to see
+      // no longer than NORM_FLOOR of ops/_rows.py: unseen. A row that is not finite has no norm either; with checks off
+      // it is stored, for all to see
       const bool seen = (inverse_norms[i] > 0 && inverse_norms[i] < T(1e12)) || (result.bad >= 0 && !is_finite(x, d));
       grown += static_cast<int64_t>(seen) - static_cast<int64_t>(updated[row] >= 0);
       updated[row] = seen ? step : -1;

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "common.h"
@@ -55,6 +57,13 @@ inline RowView rows_of(const Tensor& tensor, bool normalize, int64_t batch = 0) 
 /// float64 for float64 rows, else float32.
 inline ScalarType accumulation_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+/// Throws for results that the accumulation type of the rows cannot hold.
+[[noreturn]] inline void throw_beyond(const Tensor& z) {
+  const bool wide = z.scalar_type() == ScalarType::Double;
+  throw std::runtime_error(std::string("spectral_kernels: z has variances beyond ") + (wide ? "float64" : "float32") +
+                           "; scale its rows" + (wide ? "" : ", or give float64"));
 }
 
 inline Tensor make_tensor(std::initializer_list<int64_t> shape, ScalarType type) {

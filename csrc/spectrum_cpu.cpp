@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "gram.h"
@@ -103,28 +105,38 @@ std::vector<double> eigenvalues_by_torch(const double* upper, int64_t stride, in
   return {data_of<double>(values), data_of<double>(values) + size};
 }
 
-/// Writes the spectrum of one batch: descending, not below 0, zeros beyond the smaller side.
-void write_spectrum(const std::vector<double>& descending, const Tensor& out, int64_t batch) {
-  const int64_t d = out.size(1), size = static_cast<int64_t>(descending.size());
-  in_accumulation_type(out, [&](auto zero) {
-    using T = decltype(zero);
-    T* const to = data_of<T>(out) + batch * d;
-    for (int64_t j = 0; j < d; ++j) to[j] = j < size ? static_cast<T>(descending[static_cast<size_t>(j)]) : T(0);
-  });
-}
+/// Spectra as they are found, descending, not below 0, zeros beyond the smaller side; and whether the largest value of one
+/// is infinite in the result's type, or no normal number.
+struct Spectra {
+  Tensor values;
+  std::atomic<bool> beyond{false};
 
-void write_large(const double* upper, int64_t stride, int64_t size, double factor, bool zero, const Tensor& out,
+  explicit Spectra(int64_t count, int64_t d, ScalarType type) : values(make_tensor({count, d}, type)) {}
+
+  void write(int64_t batch, const std::vector<double>& descending) {
+    const int64_t d = values.size(1), size = static_cast<int64_t>(descending.size());
+    in_accumulation_type(values, [&](auto zero) {
+      using T = decltype(zero);
+      using Limits = std::numeric_limits<T>;
+      T* const to = data_of<T>(values) + batch * d;
+      for (int64_t j = 0; j < d; ++j) to[j] = j < size ? static_cast<T>(descending[static_cast<size_t>(j)]) : T(0);
+      if (descending[0] > Limits::max() || (descending[0] > 0 && descending[0] < Limits::min())) beyond = true;
+    });
+  }
+};
+
+void write_large(const double* upper, int64_t stride, int64_t size, double factor, bool zero, Spectra& out,
                  int64_t batch) {
   std::vector<double> values(static_cast<size_t>(size));
   if (!zero) values = eigenvalues_by_torch(upper, stride, size);
   std::reverse(values.begin(), values.end());
   for (double& value : values) value = std::max(0.0, value * factor);
-  write_spectrum(values, out, batch);
+  out.write(batch, values);
 }
 
 /// Spectra of `count` batches of n rows of width d; rows_of_batch(i) gives each.
 template <class RowsOfBatch>
-void spectra(int64_t count, int64_t n, int64_t d, bool center, const RowsOfBatch& rows_of_batch, const Tensor& out) {
+void spectra(int64_t count, int64_t n, int64_t d, bool center, const RowsOfBatch& rows_of_batch, Spectra& out) {
   const double factor = 1 / static_cast<double>(n);
   const int64_t size = std::min(n, d);
   if (size > kLargestOwn) {
@@ -147,11 +159,11 @@ void spectra(int64_t count, int64_t n, int64_t d, bool center, const RowsOfBatch
         gram.compute(rows_of_batch(i));
         if (!gram.zero()) matrices.reduce(i, gram.upper(), gram.stride(), factor, scratch.matrix);
       });
-  matrices.values([&](int64_t i, const std::vector<double>& values) { write_spectrum(values, out, i); });
+  matrices.values([&](int64_t i, const std::vector<double>& values) { out.write(i, values); });
 }
 
 /// Spectrum of one batch whose products are work for all threads.
-void large_spectrum(const Tensor& z, int64_t batch, bool center, bool normalize, const Tensor& out) {
+void large_spectrum(const Tensor& z, int64_t batch, bool center, bool normalize, Spectra& out) {
   const int64_t n = z.size(1), d = z.size(2);
   const Tensor one = torch::stable::narrow(const_cast<Tensor&>(z), 0, batch, 1);
   Buffer<double> moment(d * d);
@@ -177,31 +189,34 @@ void large_spectrum(const Tensor& z, int64_t batch, bool center, bool normalize,
   Tridiagonals matrices(1, d);
   Tridiagonals::Scratch scratch(d);
   if (!zero) matrices.reduce(0, moment.data(), d, factor, scratch);
-  matrices.values([&](int64_t, const std::vector<double>& values) { write_spectrum(values, out, batch); });
+  matrices.values([&](int64_t, const std::vector<double>& values) { out.write(batch, values); });
 }
 
 Tensor spectrum(const Tensor& rows, bool center, bool normalize) {
   const Tensor z = dense_rows(rows);
   const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
-  const Tensor out = make_tensor({b, d}, accumulation_type(z));
+  Spectra out(b, d, accumulation_type(z));
   if (d <= n && (d > kNarrow || (b < 4 && row_runs(n, d) > 1))) {
     for (int64_t i = 0; i < b; ++i) large_spectrum(z, i, center, normalize, out);
-    return out;
+    if (out.beyond) throw_beyond(z);
+    return out.values;
   }
   BadRow bad;
   spectra(b, n, d, center, [&](int64_t i) { return batch_of_tensor(z, normalize, i, &bad); }, out);
   if (checks_enabled()) bad.raise("z", b, n);
-  return out;
+  if (out.beyond) throw_beyond(z);
+  return out.values;
 }
 
 Tensor batch_spectrum(const Tensor& rows, const Tensor& indices_, bool center, bool normalize) {
   const Tensor pool = dense_rows(rows), indices = checked_indices(indices_, rows.size(0));
   const int64_t c = indices.size(0), n = indices.size(1), d = pool.size(1);
-  const Tensor out = make_tensor({c, d}, accumulation_type(pool));
+  Spectra out(c, d, accumulation_type(pool));
   BadRow bad;
   spectra(c, n, d, center, [&](int64_t i) { return batch_of_pool(pool, indices, normalize, i, &bad); }, out);
   if (checks_enabled()) bad.raise("pool", 1, pool.size(0));
-  return out;
+  if (out.beyond) throw_beyond(pool);
+  return out.values;
 }
 
 }  // namespace

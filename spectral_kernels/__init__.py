@@ -7,7 +7,7 @@ from spectral_kernels.modules import InfoNCELoss, NTXentLoss, Whitening
 from spectral_kernels.monitor import SpectrumMonitor, SpectrumWarning
 from spectral_kernels.ops._selection import Selection
 from spectral_kernels.ops.covariance import covariance
-from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank
+from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank, rankme
 from spectral_kernels.ops.effective_rank.error import effective_rank_error
 from spectral_kernels.ops.greedy import greedy_select
 from spectral_kernels.ops.infonce import info_nce, info_nce_grad_norms, nt_xent
@@ -53,6 +53,7 @@ __all__ = [
     "info_nce_grad_norms",
     "nt_xent",
     "pool_select",
+    "rankme",
     "set_checks",
     "spectrum",
     "use_backend",

@@ -1,7 +1,11 @@
 """Argument checks: one clear error that names the argument and the value."""
 
 import math
-from collections.abc import Collection
+import operator
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +14,7 @@ from torch._C import _functorch
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # made once: `int | torch.SymInt` would be put together at each call
 _INTEGERS = (int, torch.SymInt)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 _enabled = True
 
@@ -27,10 +32,27 @@ def set_checks(enabled: bool) -> None:
         cpp.set_checks(_enabled)
 
 
+def _array(value: Any, name: str) -> Tensor:
+    """A numpy or DLPack array as a tensor that shares its memory; read-only ones too, as nothing here writes to them."""
+    if not hasattr(value, "__array_interface__"):
+        if hasattr(value, "__dlpack__"):
+            taken: Tensor = torch.utils.dlpack.from_dlpack(value)
+            return taken
+        raise ValueError(f"{name} must be a tensor or an array, got {type(value).__name__}")
+    if not value.dtype.isnative or any(stride < 0 for stride in value.strides):
+        value = value.astype(value.dtype.newbyteorder("="), order="C")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            return torch.from_numpy(value)
+    except TypeError:
+        raise ValueError(f"{name} must be float64, float32 or float16, got an array of {value.dtype}") from None
+
+
 def floating(z: Tensor, name: str, ndim: int | None = None) -> Tensor:
-    """A floating tensor (..., n, d), n and d at least 1; exactly `ndim` dimensions where given."""
+    """A floating tensor (..., n, d), n and d at least 1, or an array of that kind; exactly `ndim` dimensions where given."""
     if not isinstance(z, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(z).__name__}")
+        z = _array(z, name)
     if z.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got {z.layout}")
     if z.dtype not in FLOATING:
@@ -40,7 +62,7 @@ def floating(z: Tensor, name: str, ndim: int | None = None) -> Tensor:
     shape = z.shape
     if len(shape) < 2:
         raise ValueError(f"{name} must have shape (..., n, d), got shape {tuple(shape)}")
-    if shape[-1] < 1 or shape[-2] < 1:
+    if 0 in shape:
         raise ValueError(f"{name} is empty: shape {tuple(shape)}")
     return z
 
@@ -55,13 +77,19 @@ def same_features(a: Tensor, a_name: str, b: Tensor, b_name: str) -> None:
         raise ValueError(f"{b_name} is on {b.device}, but {a_name} is on {a.device}")
 
 
-def row_indices(indices: Tensor, name: str, rows: int, ndim: int) -> Tensor:
-    """An int64 tensor of `ndim` dimensions with values in [0, rows)."""
-    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
-        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise ValueError(f"{name} must be an int64 tensor, got {kind}")
-    if indices.ndim != ndim or indices.numel() == 0:
-        raise ValueError(f"{name} must be a non-empty tensor of {ndim} dimensions, got shape {tuple(indices.shape)}")
+def row_indices(indices: Tensor | Sequence[int], name: str, rows: int, ndim: int) -> Tensor:
+    """An int64 tensor of `ndim` dimensions with values in [0, rows), from whole numbers in a tensor, array or list."""
+    if not isinstance(indices, Tensor):
+        try:
+            indices = torch.as_tensor(indices) if isinstance(indices, list | tuple) else _array(indices, name)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name} must be whole numbers of one shape, got {type(indices).__name__}") from None
+    if indices.numel() == 0 or indices.ndim != ndim:
+        raise ValueError(f"{name} must be non-empty with {ndim} dimensions, got shape {tuple(indices.shape)}")
+    if indices.dtype != torch.int64:
+        if indices.dtype not in _WHOLE:
+            raise ValueError(f"{name} must be whole numbers, got {indices.dtype}")
+        indices = indices.long()
     # reading values is a sync on CUDA and a graph break under compile; there the kernels look
     if readable(indices):
         inside(indices, name, rows)
@@ -82,20 +110,35 @@ def enough_left(counts: Tensor | None, needed: int) -> None:
 
 
 def integer(value: int, name: str, low: int, high: int | None = None) -> int:
-    """A whole number of at least `low` (at most `high`)."""
-    if isinstance(value, bool) or not isinstance(value, _INTEGERS):
+    """A whole number of at least `low` (at most `high`), numpy's included."""
+    if isinstance(value, bool) or not (isinstance(value, _INTEGERS) or hasattr(value, "__index__")):
         raise ValueError(f"{name} must be an integer, got {value!r}")
+    if not isinstance(value, _INTEGERS):
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise ValueError(f"{name} must be an integer, got {value!r}") from None
     if value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {span}, got {value}")
     return value
 
 
+def number(value: float, name: str, what: str, allowed: Callable[[float], bool]) -> float:
+    """A number, numpy's included, that is `allowed`, as a float; `what` says which numbers are."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not allowed(value):
+        raise ValueError(f"{name} must be {what}, got {value!r}")
+    return float(value)
+
+
 def positive(value: float, name: str) -> float:
     """A finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-    return float(value)
+    return number(value, name, "a finite number above 0", lambda x: 0 < x < math.inf)
+
+
+def share(value: float, name: str) -> float:
+    """A number from 0 to 1."""
+    return number(value, name, "between 0 and 1", lambda x: 0 <= x <= 1)
 
 
 def one_of(value: str, name: str, choices: Collection[str]) -> str:

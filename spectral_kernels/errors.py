@@ -74,7 +74,7 @@ class _Block:
 def _place(argument: str, value: int) -> str:
     batch, row = value >> 32, value & 0xFFFFFFFF
     where = f"batch {batch} " if batch or argument in _COMPLAINTS else ""
-    return where + _COMPLAINTS.get(argument, f"row {row} holds NaN or Inf")
+    return where + _COMPLAINTS.get(argument, f"row {row} holds NaN or Inf, or its squares leave float32")
 
 
 _blocks: dict[torch.device, _Block] = {}

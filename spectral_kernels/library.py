@@ -244,7 +244,8 @@ def differentiate(
             # create_graph=True: whoever differentiates this gradient needs plain operations
             found = _plain_backward if torch.is_grad_enabled() else backward
             assert found is not None
-            return None, *found(grad, inputs, kept, ctx.options, wanted), *[None] * len(ctx.options)
+            gradients = found(grad, inputs, kept, ctx.options, wanted)
+            return (None, *gradients, *[None] * len(ctx.options))
 
     def _plain_backward(
         grad: Tensor, inputs: Sequence[Any], _: Any, options: Sequence[Any], wanted: Sequence[bool]
@@ -259,7 +260,7 @@ def differentiate(
             output: Tensor = result[0] if isinstance(result, tuple) else result
             return output
 
-        _output, pull = torch.func.vjp(first_output, *(inputs[place] for place in places))
+        pull = torch.func.vjp(first_output, *(inputs[place] for place in places))[1]
         gradients = dict(zip(places, pull(grad), strict=True))
         return tuple(gradients.get(place) for place in range(tensors))
 
@@ -267,7 +268,7 @@ def differentiate(
         if _transformed():
             return plain(*inputs)
         if backward is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return Derivative.apply(keyset, *inputs)
+            return Derivative.apply(keyset, *inputs)  # type: ignore[no-untyped-call]
         return below(keyset, inputs)
 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)

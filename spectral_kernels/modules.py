@@ -40,17 +40,15 @@ class Whitening(nn.Module):
     ) -> None:
         super().__init__()
         self.d = checks.integer(d, "d", 1)
-        check_options(method, shrinkage)
-        if not 0 < momentum <= 1:
-            raise ValueError(f"momentum must be above 0 and at most 1, got {momentum!r}")
-        self.method, self.shrinkage, self.center = method, float(shrinkage), center
-        self.momentum, self.backend = float(momentum), backend
+        self.method, self.shrinkage, self.center = method, check_options(method, shrinkage), center
+        self.momentum = checks.number(momentum, "momentum", "above 0 and at most 1", lambda x: 0 < x <= 1)
+        self.backend = backend
         self.register_buffer("running_mean", torch.zeros(d))
         self.register_buffer("running_covariance", torch.eye(d))
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., n, d) to (..., n, d); in training each leading batch is whitened by itself."""
-        checks.floating(z, "z")
+        z = checks.floating(z, "z")
         if z.shape[-1] != self.d:
             raise ValueError(f"z has d = {z.shape[-1]}, but this layer has d = {self.d}")
         if not self.training:

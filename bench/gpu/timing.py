@@ -92,5 +92,7 @@ def captured(call: Callable[..., object], sets: Sets, seconds: float = 0.5) -> l
 def quantiles(times: list[float]) -> dict[str, float]:
     """p20, p50 and p80 in µs."""
     ordered = sorted(times)
-    at = {name: ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))] for name, q in (("p20", 0.2), ("p80", 0.8))}
+    at = {
+        name: ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))] for name, q in (("p20", 0.2), ("p80", 0.8))
+    }
     return {"p20": round(at["p20"], 2), "us": round(statistics.median(ordered), 2), "p80": round(at["p80"], 2)}

@@ -150,6 +150,8 @@ def test_opcheck(case: Case, backend: str) -> None:
     arguments = list(case.arguments(rows((2, 6, 4), torch.float32, "strided")))
     for position in case.gradients:
         arguments[position] = arguments[position].clone().requires_grad_()
+    # as numbers are in a schema
+    arguments = [torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments]
     torch.library.opcheck(overload(case.op), (*arguments, backend))
 
 

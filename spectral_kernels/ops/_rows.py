@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from spectral_kernels import checks
+
 # a selection counts a row that is no longer than this as unseen
 NORM_FLOOR = 1e-12
 
@@ -65,6 +67,27 @@ def unit_scale(z: Tensor) -> Tensor:
 def center_rows(x: Tensor, center: bool) -> Tensor:
     """Rows minus their mean."""
     return x - x.mean(-2, keepdim=True) if center else x
+
+
+def too_narrow(z: Tensor, total: Tensor, spread: Tensor) -> bool:
+    """Whether float32 does not do for the moments of rows (b, n, d): their squares leave its range, or nearly equal rows differ
+    by its rounding. `total` is the sum of the squares of each batch, `spread` that of the centred rows.
+    """
+    if spread.dtype == torch.float64 or not checks.readable(spread):
+        return False
+    square = total / z.shape[-2]
+    return not bool(((square > 1e-24) & (square < 1e24) & (spread > 1e-7 * total)).all())
+
+
+def in_range(variances: Tensor, dtype: torch.dtype) -> None:
+    """Raise where the largest of the float64 variances or eigenvalues (b, d) is infinite, or no normal number, in `dtype`."""
+    if checks.readable(variances):
+        largest, limits = variances.amax(-1), torch.finfo(dtype)
+        if bool(((largest > limits.max) | ((largest > 0) & (largest < limits.tiny))).any()):
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"z has variances beyond {name}; scale its rows{', or give float64' if name == 'float32' else ''}"
+            )
 
 
 def negligible_share(dtype: torch.dtype) -> float:

@@ -320,8 +320,9 @@ def note(words, value):
 
 @triton.jit
 def note_rows(words, outside, z, index, batch, begin, end, n, d, z_batch, z_row):
-    """Note the first of the rows from `begin` to `end` that holds NaN or Inf, a pool's by its place there; in `outside`, if
-    there is an index, the first that is outside the pool. Slow: for rows whose products were NaN or Inf.
+    """Note the first of the rows from `begin` to `end` that holds NaN or Inf or is too long or short for `inverse_norm`, a
+    pool's by its place there; in `outside`, if there is an index, the first that is outside the pool. Slow: for rows whose
+    products were NaN or Inf.
     """
     none = tl.full([], 0x7FFFFFFFFFFFFFFF, dtype=tl.int64)
     for first in range(begin, end, 32):
@@ -329,15 +330,20 @@ def note_rows(words, outside, z, index, batch, begin, end, n, d, z_batch, z_row)
         pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
         place = batch * 4294967296 + rows.to(tl.int64)
         poison = tl.zeros([32], dtype=tl.float64)
+        squares = tl.zeros([32], dtype=tl.float64)
         for column in range(0, d, 32):
             columns = column + tl.arange(0, 32)
             inside = ((rows < end) & there)[:, None] & (columns < d)[None, :]
             x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
             poison += tl.sum(x - x, 1)
+            squares += tl.sum(x * x, 1)
         if index is not None:
             note(outside, tl.min(tl.where(there | (rows >= end), none, place), 0))
             place = tl.load(index + batch * n + rows, mask=rows < end, other=0)
-        note(words, tl.min(tl.where(poison == 0, none, place), 0))
+        fine = poison == 0
+        if z.dtype.element_ty != tl.float64:
+            fine &= (squares == 0) | ((squares > 1e-30) & (squares < 1e36))
+        note(words, tl.min(tl.where(fine, none, place), 0))
 
 
 @triton.jit
@@ -373,7 +379,11 @@ def column_mean(sums, batch, columns, count, d, splits):
 
 @triton.jit
 def inverse_norm(squares):
-    return 1.0 / tl.maximum(tl.sqrt(squares), FLOOR)
+    """1/‖z‖ from ‖z‖², 0 of a zero row; NaN, which is noted in the end, where float32 does not hold the squares."""
+    inverse = tl.where(squares > 0, 1.0 / tl.sqrt(tl.where(squares > 0, squares, 1.0)), 0.0)
+    if squares.dtype == tl.float32:
+        inverse = tl.where((squares == 0) | ((squares > 1e-30) & (squares < 1e36)), inverse, float("nan"))
+    return inverse
 
 
 @triton.jit(do_not_specialize=["n", "splits", "chunk", "z_batch", "z_row"])
@@ -478,8 +488,7 @@ def tangent_kernel(
 @triton.jit
 def tangent(gradient, unit, along, squares):
     """(g − u(u·g))/‖z‖ from u = z/‖z‖, `along` = u·g and `squares` = ‖z‖²."""
-    inverse = tl.where(tl.sqrt(squares) > FLOOR, inverse_norm(squares), 0.0)
-    return (gradient - unit * along[:, None]) * inverse[:, None]
+    return (gradient - unit * along[:, None]) * inverse_norm(squares)[:, None]
 
 
 @triton.jit

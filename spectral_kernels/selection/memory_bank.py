@@ -65,8 +65,7 @@ class MemoryBank:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        checks.integer(n, "n", 1)
-        checks.integer(d, "d", 1)
+        n, d = checks.integer(n, "n", 1), checks.integer(d, "d", 1)
         if dtype not in checks.FLOATING:
             raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
         self.embeddings = torch.zeros(n, d, dtype=dtype, device=device)
@@ -128,7 +127,7 @@ class MemoryBank:
         becomes unseen. A retired row stays as it is: its sample was on its way when it was retired.
 
         Args:
-            indices: (b,) int64, in [0, n).
+            indices: (b,) whole numbers in [0, n), a tensor, array or list.
             z: (b, d), float64, float32, bfloat16 or float16, contiguous or not, on any device.
 
         Raises:
@@ -136,7 +135,7 @@ class MemoryBank:
                 Inf; the bank is then as it was. On CUDA looking for such rows waits for the stream;
                 `set_checks(False)` leaves it out.
         """
-        checks.floating(z, "z", ndim=2)
+        z = checks.floating(z, "z", ndim=2)
         if z.shape[1] != self.d:
             raise ValueError(f"z has d = {z.shape[1]}, but the bank has d = {self.d}")
         rows = self._rows(indices)

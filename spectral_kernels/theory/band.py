@@ -216,19 +216,18 @@ def gradient_band(
         ValueError: what `info_nce_grad_norms` refuses; rank not in [0, d]; an unknown kind; rank or hi with the other
             kind; hi not in [-1, 1]; a row that holds NaN or Inf.
     """
-    check_anchors(query, key, queue, temperature, loss)
+    query, key, queue, temperature = check_anchors(query, key, queue, temperature, loss)
     checks.one_of(kind, "kind", KINDS)
-    checks.integer(rank, "rank", 0, query.shape[1])
+    rank = checks.integer(rank, "rank", 0, query.shape[1])
     if kind == "a_priori" and rank:
         raise ValueError(f"rank goes with kind='logits', got rank = {rank} with kind='a_priori'")
     if hi is not None and kind != "a_priori":
         raise ValueError(f"hi goes with kind='a_priori', got hi = {hi} with kind={kind!r}")
-    if hi is not None and not -1 <= hi <= 1:
-        raise ValueError(f"hi must be between -1 and 1, got {hi}")
+    if hi is not None:
+        hi = checks.number(hi, "hi", "between -1 and 1", lambda x: -1 <= x <= 1)
     for rows, name in ((query, "query"), (key, "key"), (queue, "queue")):
         if rows is not None:
             checks.finite_rows(rows, name)
-    temperature = float(temperature)
     with torch.no_grad():
         keys = gather_keys(query, key, queue, loss)
         one: Callable[[slice], _Part]

@@ -43,9 +43,9 @@ def covariance(
     notation).
 
     Args:
-        z: (..., n, d), float64, float32, bfloat16 or float16, contiguous or not.
+        z: (..., n, d), float64, float32, bfloat16 or float16, contiguous or not; a tensor or an array.
         center: subtract the mean of the rows.
-        normalize: L2-normalise the rows first; rows shorter than 1e-12 stay (next to) zero.
+        normalize: L2-normalise the rows first; a zero row stays zero.
         correction: degrees of freedom taken from n, as in `torch.cov`; 0 divides by n.
         precision: of the products on a GPU for inputs below float64: `"ieee"` keeps all 24 bits of float32, and 16 of half
             precision once it is normalised or centred; `"bf16x3"` keeps 16 (an error of some 3e-6), `"tf32"` 11 (up to 4e-5).
@@ -55,11 +55,12 @@ def covariance(
         (..., d, d), symmetric; float64 for float64 rows, else float32. Differentiable in z.
 
     Raises:
-        ValueError: wrong shape or dtype, `correction` not in [0, n), unknown precision, a row that holds NaN or Inf.
+        ValueError: wrong shape or dtype, `correction` not in [0, n), unknown precision, a row that holds NaN or Inf; on the
+            CPU variances that the dtype of the result cannot hold.
         BackendError: a forced backend that cannot run here.
     """
-    checks.floating(z, "z")
-    checks.integer(correction, "correction", 0)
+    z = checks.floating(z, "z")
+    correction = checks.integer(correction, "correction", 0)
     if correction >= z.shape[-2]:
         raise ValueError(f"correction must be below n = {z.shape[-2]}, got {correction}")
     checks.one_of(precision, "precision", PRECISIONS)

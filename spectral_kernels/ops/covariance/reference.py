@@ -3,11 +3,25 @@
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops._rows import center_rows, is_negligible, read_rows, read_rows_backward
+from spectral_kernels.ops._rows import (
+    accumulation_dtype,
+    center_rows,
+    in_range,
+    is_negligible,
+    read_rows,
+    read_rows_backward,
+    too_narrow,
+)
 
 
 def covariance(z: Tensor, center: bool, normalize: bool, correction: int, precision: str) -> Tensor:
-    x = center_rows(read_rows(z, normalize), center)
+    dtype = accumulation_dtype(z.dtype)
+    rows = read_rows(z, normalize)
+    x = center_rows(rows, center)
+    if too_narrow(z, rows.square().sum((-2, -1)), x.square().sum((-2, -1))):
+        matrix = second_moment64(z, center, normalize) * (z.shape[-2] / (z.shape[-2] - correction))
+        in_range(matrix.diagonal(dim1=-2, dim2=-1), dtype)
+        return matrix.to(dtype)
     return x.mT @ x / (z.shape[-2] - correction)
 
 

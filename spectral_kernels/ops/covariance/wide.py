@@ -68,7 +68,9 @@ def parts_kernel(
     for first in range(writer * BLOCK_N, n, writers * BLOCK_N):
         rows = first + tl.arange(0, BLOCK_N).to(tl.int64)
         inside = (rows < n)[:, None] & (columns < d)[None, :]
-        x = tl.load(z + batch * z_batch + rows[:, None] * z_row + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(z + batch * z_batch + rows[:, None] * z_row + columns[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
         if NORMALIZE:
             x *= inverse_norm(tl.sum(x * x, 1))[:, None]
         if CENTER:
@@ -237,7 +239,11 @@ def moments(z: Tensor, center: bool, normalize: bool, precision: str, count: int
     parts = z.new_empty(b * splits * tiles, PRODUCTS["BLOCK_M"], PRODUCTS["BLOCK_N"], dtype=torch.float32)
     even = n % chunk == 0 and d % PRODUCTS["BLOCK_M"] == 0
     launch(
-        products_kernel, b * splits * tiles, (high, middle, low, parts, n, d, splits, tiles, chunk), {"EVEN": even}, PRODUCTS
+        products_kernel,
+        b * splits * tiles,
+        (high, middle, low, parts, n, d, splits, tiles, chunk),
+        {"EVEN": even},
+        PRODUCTS,
     )
     total = None if sums is None else sums.sum(1)
     mean = None if pivot is None else torch.empty_like(pivot)

@@ -10,7 +10,7 @@ from torch import Tensor
 from spectral_kernels import checks
 from spectral_kernels.backends import choose
 from spectral_kernels.library import define, differentiate, op
-from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops._rows import accumulation_dtype, flatten, unit_scale
 from spectral_kernels.ops.spectrum import cuda_fit
 from spectral_kernels.ops.spectrum import spectrum as eigenvalue_spectrum
 
@@ -74,9 +74,7 @@ differentiate("batch_spectrum", tensors=2, backward=_backward_by("batch_spectrum
 
 def check_order(order: float) -> float:
     """A Rényi order: any number from 0 to infinity."""
-    if isinstance(order, bool) or not isinstance(order, int | float) or not order >= 0:
-        raise ValueError(f"order must be a number from 0 to math.inf, got {order!r}")
-    return float(order)
+    return checks.number(order, "order", "a number from 0 to math.inf", lambda x: x >= 0)
 
 
 def rank_of_spectrum(values: Tensor, order: float) -> Tensor:
@@ -118,7 +116,7 @@ def effective_rank(
     | order | R_α | also known as |
     | --- | --- | --- |
     | 0 | number of eigenvalues above rounding | rank |
-    | 1 | exp(−Σ p ln p) | Roy and Vetterli's effective rank, Vendi score |
+    | 1 | exp(−Σ p ln p) | Roy and Vetterli's effective rank of the matrix M (2007); Vendi score of unit rows |
     | 2 | (Σλ)²/Σλ² | participation ratio; needs no eigenvalues |
     | math.inf | Σλ/λ₁ | intrinsic dimension |
 
@@ -130,8 +128,8 @@ def effective_rank(
         order: α, any number from 0 to `math.inf`.
         center: use the covariance C instead of the second moment M.
         normalize: L2-normalise the rows first.
-        spectrum: `"covariance"` (p from the eigenvalues of M or C) or `"singular"` (p from the singular values of Z:
-            with order 1 this is RankMe).
+        spectrum: `"covariance"` (p from the eigenvalues of M or C) or `"singular"` (p from the singular values of Z, as
+            `rankme` has it of raw rows).
         unbiased: order 2 only: replace tr M² by its U-statistic, whose mean does not depend on n. R₂ itself is then
             nearly unbiased for n above some tens; inf where the U-statistic is not above 0. Needs n ≥ 2, centred n ≥ 4.
         backend: see `spectral_kernels.backends`.
@@ -144,7 +142,7 @@ def effective_rank(
             spectrum or with too few rows, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    checks.floating(z, "z")
+    z = checks.floating(z, "z")
     order = check_order(order)
     checks.one_of(spectrum, "spectrum", SPECTRA)
     if unbiased and (order != 2 or spectrum != "covariance"):
@@ -156,8 +154,31 @@ def effective_rank(
         name = choose("effective_rank2", z.device, backend)
         rank: Tensor = op("effective_rank2")(flatten(z), center, normalize, unbiased, name)
         return rank.reshape(z.shape[:-2])
+    if not normalize:
+        # eigenvalues are squares: they would leave the range of float32
+        z = z * unit_scale(z)
     values = _significant(eigenvalue_spectrum(z, center=center, normalize=normalize, backend=backend))
     return rank_of_spectrum(_singular(values) if spectrum == "singular" else values, order)
+
+
+def rankme(z: Tensor, *, backend: str | None = None) -> Tensor:
+    """RankMe of embeddings: exp(−Σ p ln p) with p = σ/Σσ, σ the singular values of Z as it is: neither centred nor normalised
+    (Garrido et al. 2023, "RankMe", equations 1 and 2; Roy & Vetterli 2007 of the matrix Z).
+
+    The paper adds 1e-7 to each p so that the logarithm exists; here p ln p is 0 where p is.
+
+    Args:
+        z: (..., n, d), float64, float32, bfloat16 or float16; a tensor or an array.
+        backend: see `spectral_kernels.backends`.
+
+    Returns:
+        (...,), from 1 to min(n, d), 0 of zero rows alone; float64 for float64 rows, else float32. Differentiable in z.
+
+    Raises:
+        ValueError: wrong shape or dtype, a row that holds NaN or Inf.
+        BackendError: a forced backend that cannot run here.
+    """
+    return effective_rank(z, normalize=False, spectrum="singular", backend=backend)
 
 
 def _significant(values: Tensor) -> Tensor:
@@ -185,7 +206,7 @@ def batch_effective_rank(
 
     Args:
         pool: (N, d), float64, float32, bfloat16 or float16. Only the rows named are read, normalised and checked.
-        indices: (c, b) int64, each row a batch; a row of the pool may appear in many.
+        indices: (c, b) whole numbers, a tensor, array or list, each row a batch; a row of the pool may appear in many.
         order, center, normalize: as in `effective_rank`.
         backend: see `spectral_kernels.backends`.
 
@@ -197,12 +218,14 @@ def batch_effective_rank(
             row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    checks.floating(pool, "pool", ndim=2)
-    checks.row_indices(indices, "indices", pool.shape[0], ndim=2)
+    pool = checks.floating(pool, "pool", ndim=2)
+    indices = checks.row_indices(indices, "indices", pool.shape[0], ndim=2).to(pool.device)
     order = check_order(order)
     if order == 2:
         name = choose("batch_effective_rank2", pool.device, backend)
         rank: Tensor = op("batch_effective_rank2")(pool, indices, center, normalize, name)
         return rank
+    if not normalize:
+        pool = pool * unit_scale(pool)
     name = choose("batch_spectrum", pool.device, backend, cuda=lambda: cuda_fit(indices.shape[1], pool.shape[1]))
     return rank_of_spectrum(_significant(op("batch_spectrum")(pool, indices, center, normalize, name)), order)

@@ -52,7 +52,7 @@ def effective_rank_error(z: Tensor, *, center: bool = False, normalize: bool = T
     Raises:
         ValueError: what `effective_rank` refuses of n − 1 rows, a row that holds NaN or Inf.
     """
-    checks.floating(z, "z")
+    z = checks.floating(z, "z")
     checks.finite_rows(z, "z")
     least = 2 + (0 if not unbiased else 3 if center else 1)
     n = z.shape[-2]

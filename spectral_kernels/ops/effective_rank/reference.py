@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectral_kernels import checks
 from spectral_kernels.ops._rows import (
     accumulation_dtype,
     center_rows,
     is_negligible,
     read_rows,
     read_rows_backward,
+    too_narrow,
     unit_scale,
 )
 from spectral_kernels.ops.spectrum.reference import spectrum, spectrum_backward
@@ -49,28 +51,35 @@ def rank2_from_sums(t: Tensor, f: Tensor, q: Tensor, zero: Tensor, n: int, cente
 
 
 def _rank2(z: Tensor, center: bool, normalize: bool, unbiased: bool) -> tuple[Rank2, Tensor]:
+    """R₂ and the rows that it is of; in float64 where float32 does not do."""
     rows = read_rows(z, normalize)
     x = center_rows(rows, center)
     n, d = x.shape[-2:]
     norms = x.square().sum(-1)
     t, total = norms.sum(-1), rows.square().sum((-2, -1))
+    if too_narrow(z, total, t):
+        return _rank2(z.double(), center, normalize, unbiased)
     gram = x.mT @ x if d <= n else x @ x.mT
     zero = is_negligible(t, total) | (total == 0)
     return rank2_from_sums(t, gram.square().sum((-2, -1)), norms.square().sum(-1), zero, n, center, unbiased), x
 
 
 def effective_rank2(z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
-    return _rank2(z if normalize else z * unit_scale(z), center, normalize, unbiased)[0].value
+    scaled = z if normalize else z * unit_scale(z)
+    return _rank2(scaled, center, normalize, unbiased)[0].value.to(accumulation_dtype(z.dtype))
 
 
 def effective_rank2_backward(grad: Tensor, z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
     scale = None if normalize else unit_scale(z)
-    rank, x = _rank2(z if scale is None else z * scale, center, normalize, unbiased)
+    scaled = z if scale is None else z * scale
+    rank, x = _rank2(scaled, center, normalize, unbiased)
+    # of a collapsed batch little is left of the gradient's terms
+    if x.dtype != torch.float64 and checks.readable(x) and bool((rank.value < 1.01).any()):
+        rank, x = _rank2(scaled.double(), center, normalize, unbiased)
     moment_x = x @ (x.mT @ x) if x.shape[-1] <= x.shape[-2] else (x @ x.mT) @ x
     norms = x.square().sum(-1, keepdim=True)
     weight = [(grad * by)[..., None, None] for by in (rank.by_trace, rank.by_frobenius, rank.by_quartic)]
-    dx = 2 * weight[0] * x + 4 * weight[1] * moment_x + 4 * weight[2] * norms * x
-    dx = center_rows(dx, center)
+    dx = center_rows(2 * weight[0] * x + 4 * weight[1] * moment_x + 4 * weight[2] * norms * x, center)
     return read_rows_backward(dx if scale is None else dx * scale, z, normalize)
 
 

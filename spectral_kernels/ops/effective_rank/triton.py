@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._rows import accumulation_dtype, unit_scale
 from spectral_kernels.ops._triton import (
     AotCall,
     Configuration,
@@ -116,11 +116,13 @@ def _row_gradient(
 
 
 def effective_rank2(z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
-    return _forward(dense_rows(z), None, center, normalize, unbiased)
+    return _forward(dense_rows(z if normalize else z * unit_scale(z)), None, center, normalize, unbiased)
 
 
 def effective_rank2_backward(grad: Tensor, z: Tensor, center: bool, normalize: bool, unbiased: bool) -> Tensor:
-    z = dense_rows(z)
+    # no squares of raw rows beyond float32
+    dtype, scale = z.dtype, None if normalize else unit_scale(z)
+    z = dense_rows(z if scale is None else z * scale)
     # ‖x‖² x has a mean: only then does centring take something out
     centered = center and unbiased
     tangent = normalize and whole_rows(z.shape[-1]) and not centered
@@ -128,19 +130,24 @@ def effective_rank2_backward(grad: Tensor, z: Tensor, center: bool, normalize: b
     if tangent:
         return dx
     statistics = row_statistics(dx, None, False, centered, dx.dtype)
-    return read_rows_backward(dx, z, normalize, statistics)
+    dz = read_rows_backward(dx, z, normalize, statistics)
+    return dz if scale is None else (dz * scale).to(dtype)
 
 
 def batch_effective_rank2(pool: Tensor, indices: Tensor, center: bool, normalize: bool) -> Tensor:
-    return _forward(dense_rows(pool), indices.contiguous(), center, normalize, False)
+    return _forward(
+        dense_rows(pool if normalize else pool * unit_scale(pool)), indices.contiguous(), center, normalize, False
+    )
 
 
 def batch_effective_rank2_backward(
     grad: Tensor, pool: Tensor, indices: Tensor, center: bool, normalize: bool
 ) -> Tensor:
-    pool, indices = dense_rows(pool), indices.contiguous()
+    dtype, scale = pool.dtype, None if normalize else unit_scale(pool)
+    pool, indices = dense_rows(pool if scale is None else pool * scale), indices.contiguous()
     dx, _ = _row_gradient(grad, pool, indices, center, normalize, False, False)
-    return scatter_rows_backward(dx, pool, indices, normalize)
+    dpool = scatter_rows_backward(dx, pool, indices, normalize)
+    return dpool if scale is None else (dpool * scale).to(dtype)
 
 
 def batch_spectrum(pool: Tensor, indices: Tensor, center: bool, normalize: bool) -> Tensor:

@@ -101,13 +101,27 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
     return loss.mean() if reduction == "mean" else loss.sum()
 
 
-def check_pair(a: Tensor, a_name: str, b: Tensor, b_name: str) -> None:
-    """Two (B, d) tensors of one shape, dtype and device."""
-    checks.floating(a, a_name, ndim=2)
-    checks.floating(b, b_name, ndim=2)
+def check_rows(
+    a: Tensor, a_name: str, b: Tensor, b_name: str, queue: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Two (B, d) tensors, and perhaps a queue (K, d), of one device and dtype; under autocast of the widest dtype."""
+    a, b = checks.floating(a, a_name, ndim=2), checks.floating(b, b_name, ndim=2)
+    if queue is not None:
+        queue = checks.floating(queue, "queue", ndim=2)
+    if torch.is_autocast_enabled(a.device.type):
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        if queue is not None:
+            dtype = torch.promote_types(dtype, queue.dtype)
+            queue = queue.to(dtype)
+        a, b = a.to(dtype), b.to(dtype)
     checks.same_features(a, a_name, b, b_name)
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"{b_name} has {b.shape[0]} rows, but {a_name} has {a.shape[0]}")
+    if queue is not None:
+        checks.same_features(a, a_name, queue, "queue")
+    elif a.shape[0] < 2:
+        raise ValueError(f"{a_name} has 1 row{' and no queue' if a_name == 'query' else ''}: there is no negative")
+    return a, b, queue
 
 
 def info_nce(
@@ -126,7 +140,8 @@ def info_nce(
     inside; gradients go through the normalisation.
 
     Args:
-        query, key: (B, d), row i of key is the positive of row i of query; float64, float32, bfloat16 or float16.
+        query, key: (B, d), row i of key is the positive of row i of query; float64, float32, bfloat16 or
+            float16; of one dtype, or under autocast promoted to the widest.
         queue: (K, d) negatives of every anchor; its rows get gradients too if it wants them.
         temperature: τ > 0.
         reduction: `"mean"`, `"sum"` or `"none"`.
@@ -142,17 +157,12 @@ def info_nce(
             precision, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    check_pair(query, "query", key, "key")
-    if queue is not None:
-        checks.floating(queue, "queue", ndim=2)
-        checks.same_features(query, "query", queue, "queue")
-    elif query.shape[0] < 2:
-        raise ValueError("query has 1 row and no queue: there is no negative")
-    checks.positive(temperature, "temperature")
+    query, key, queue = check_rows(query, "query", key, "key", queue)
+    temperature = checks.positive(temperature, "temperature")
     checks.one_of(reduction, "reduction", REDUCTIONS)
     checks.one_of(precision, "precision", PRECISIONS)
     name = choose("info_nce", query.device, backend)
-    return _reduce(op("info_nce")(query, key, queue, float(temperature), precision, name)[0], reduction)
+    return _reduce(op("info_nce")(query, key, queue, temperature, precision, name)[0], reduction)
 
 
 def nt_xent(
@@ -182,14 +192,12 @@ def nt_xent(
             a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    check_pair(z0, "z0", z1, "z1")
-    if z0.shape[0] < 2:
-        raise ValueError("z0 has 1 row: there is no negative")
-    checks.positive(temperature, "temperature")
+    z0, z1, _ = check_rows(z0, "z0", z1, "z1")
+    temperature = checks.positive(temperature, "temperature")
     checks.one_of(reduction, "reduction", REDUCTIONS)
     checks.one_of(precision, "precision", PRECISIONS)
     name = choose("nt_xent", z0.device, backend)
-    return _reduce(op("nt_xent")(z0, z1, float(temperature), precision, name)[0], reduction)
+    return _reduce(op("nt_xent")(z0, z1, temperature, precision, name)[0], reduction)
 
 
 def info_nce_grad_norms(
@@ -225,22 +233,18 @@ def info_nce_grad_norms(
             loss or precision, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    check_anchors(query, key, queue, temperature, loss)
+    query, key, queue, temperature = check_anchors(query, key, queue, temperature, loss)
     checks.one_of(precision, "precision", PRECISIONS)
     name = choose("info_nce_grad_norms", query.device, backend)
-    norms: Tensor = op("info_nce_grad_norms")(query, key, queue, float(temperature), loss, precision, name)
+    norms: Tensor = op("info_nce_grad_norms")(query, key, queue, temperature, loss, precision, name)
     return norms
 
 
-def check_anchors(query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, loss: str) -> None:
+def check_anchors(
+    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, loss: str
+) -> tuple[Tensor, Tensor, Tensor | None, float]:
     """The arguments that `info_nce_grad_norms` and `gradient_band` have in common."""
-    check_pair(query, "query", key, "key")
     checks.one_of(loss, "loss", LOSSES)
-    if queue is not None:
-        if loss == "nt_xent":
-            raise ValueError("queue does not go with loss='nt_xent', whose negatives are the views of the batch")
-        checks.floating(queue, "queue", ndim=2)
-        checks.same_features(query, "query", queue, "queue")
-    elif query.shape[0] < 2:
-        raise ValueError("query has 1 row and no queue: there is no negative")
-    checks.positive(temperature, "temperature")
+    if queue is not None and loss == "nt_xent":
+        raise ValueError("queue does not go with loss='nt_xent', whose negatives are the views of the batch")
+    return *check_rows(query, "query", key, "key", queue), checks.positive(temperature, "temperature")

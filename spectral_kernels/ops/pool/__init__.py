@@ -20,9 +20,8 @@ POLICIES = {"low": 0.0, "balanced": 0.5, "high": 1.0}
 def _quantile(policy: str | float) -> float:
     if isinstance(policy, str):
         return POLICIES[checks.one_of(policy, "policy", POLICIES)]
-    if isinstance(policy, bool) or not isinstance(policy, int | float) or not 0 <= policy <= 1:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)} or a quantile in [0, 1], got {policy!r}")
-    return float(policy)
+    what = f"one of {', '.join(POLICIES)} or a quantile in [0, 1]"
+    return checks.number(policy, "policy", what, lambda x: 0 <= x <= 1)
 
 
 def pool_select(
@@ -59,9 +58,9 @@ def pool_select(
             order, a drawn row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    checks.floating(pool, "pool", ndim=2)
-    checks.integer(batch_size, "batch_size", 1, pool.shape[0])
-    checks.integer(draws, "draws", 1)
+    pool = checks.floating(pool, "pool", ndim=2)
+    batch_size = checks.integer(batch_size, "batch_size", 1, pool.shape[0])
+    draws = checks.integer(draws, "draws", 1)
     quantile = _quantile(policy)
     edges = check_window(window)
     check_generator(generator)

@@ -60,7 +60,7 @@ def spectrum(z: Tensor, *, center: bool = False, normalize: bool = True, backend
         ValueError: wrong shape or dtype, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    checks.floating(z, "z")
+    z = checks.floating(z, "z")
     name = choose("spectrum", z.device, backend, cuda=lambda: cuda_fit(*z.shape[-2:]))
     values: Tensor = op("spectrum")(flatten(z), center, normalize, name)
     return values.reshape(*z.shape[:-2], z.shape[-1])

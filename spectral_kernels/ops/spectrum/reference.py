@@ -6,14 +6,23 @@ float32 d x d eigenvalues put order 1 on nearly singular spectra off by 1 % and 
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops._rows import accumulation_dtype, center_rows, is_negligible, read_rows, read_rows_backward
+from spectral_kernels.ops._rows import (
+    accumulation_dtype,
+    center_rows,
+    in_range,
+    is_negligible,
+    read_rows,
+    read_rows_backward,
+)
 from spectral_kernels.ops.covariance.reference import second_moment64
 
 
 def eigenvalues(moment: Tensor, dtype: torch.dtype) -> Tensor:
     """Eigenvalues of a symmetric float64 matrix (..., d, d), descending, rounding below 0 taken away."""
     values: Tensor = torch.linalg.eigvalsh(moment)
-    return values.flip(-1).clamp_min(0.0).to(dtype)
+    values = values.flip(-1).clamp_min(0.0)
+    in_range(values, dtype)
+    return values.to(dtype)
 
 
 def _gram64(z: Tensor, center: bool, normalize: bool) -> tuple[Tensor, Tensor]:

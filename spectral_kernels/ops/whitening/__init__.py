@@ -8,8 +8,9 @@ from torch import Tensor
 from spectral_kernels import checks
 from spectral_kernels.backends import Fit, choose
 from spectral_kernels.library import define, differentiate, op
-from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops._rows import accumulation_dtype, flatten, unit_scale
 from spectral_kernels.ops.whitening import wide
+from spectral_kernels.ops.whitening.reference import TooNarrow
 
 METHODS = ("cholesky", "zca", "newton_schulz")
 
@@ -59,11 +60,10 @@ def _backward(
 differentiate("whiten", keep=_keep, backward=_backward)
 
 
-def check_options(method: str, shrinkage: float) -> None:
-    """Raise for an unknown method or a shrinkage outside [0, 1]."""
+def check_options(method: str, shrinkage: float) -> float:
+    """The shrinkage; raise for an unknown method or a shrinkage outside [0, 1]."""
     checks.one_of(method, "method", METHODS)
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage must be between 0 and 1, got {shrinkage!r}")
+    return checks.share(shrinkage, "shrinkage")
 
 
 def shared_bytes(d: int) -> int:
@@ -94,14 +94,20 @@ def whiten_with_mean(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`whiten`, the mean (..., d) and, where it was made, the covariance (..., d, d)."""
     z = checks.floating(z, "z")
-    check_options(method, shrinkage)
+    shrinkage = check_options(method, shrinkage)
     name = choose("whiten", z.device, backend, cuda=lambda: _cuda_fit(z.device, method, z.shape[-1]))
     flat, leading, d = flatten(z), z.shape[:-2], z.shape[-1]
     if z.shape[-2] < d:
         with torch.autocast(z.device.type, enabled=False):
-            y, mean = wide.whiten(flat, method, float(shrinkage), center)
+            y, mean = wide.whiten(flat, method, shrinkage, center)
         return y.reshape(z.shape), mean.reshape(*leading, d), None
-    y, mean, covariance, _ = op("whiten")(flat, method, float(shrinkage), center, name)
+    try:
+        y, mean, covariance, _ = op("whiten")(flat, method, shrinkage, center, name)
+    except TooNarrow:
+        scale = unit_scale(flat).double()
+        y, mean, covariance, _ = op("whiten")(flat.double() * scale, method, shrinkage, center, name)
+        y, mean = y.to(z.dtype), (mean / scale.squeeze(-1)).float()
+        covariance = (covariance / scale.square()).float()
     return y.reshape(z.shape), mean.reshape(*leading, d), covariance.reshape(*leading, d, d)
 
 

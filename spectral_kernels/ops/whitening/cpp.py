@@ -3,13 +3,19 @@
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops.whitening.reference import whitening_matrix, whitening_matrix_backward
+from spectral_kernels.ops.whitening.reference import (
+    check_width,
+    drop_noise,
+    whitening_matrix,
+    whitening_matrix_backward,
+)
 
 
 def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = torch.ops.spectral_kernels_cpp
     covariance, mean = kernels.covariance_mean(z, center, False, 0)
-    matrix = whitening_matrix(covariance, method, shrinkage)
+    check_width(covariance, mean)
+    matrix = whitening_matrix(drop_noise(covariance, mean), method, shrinkage)
     return kernels.whiten_apply(z, mean, matrix, method == "cholesky"), mean, covariance, matrix
 
 

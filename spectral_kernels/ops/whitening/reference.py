@@ -13,6 +13,26 @@ from spectral_kernels import checks
 from spectral_kernels.ops._rows import accumulation_dtype, is_negligible
 
 
+class TooNarrow(ValueError):
+    """The rows are to be whitened in float64, which `whiten` then does, but for where it is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__("z must be float64: its squares leave float32, or its spread is small beside its mean")
+
+
+def check_width(covariance: Tensor, mean: Tensor) -> None:
+    """Raise `TooNarrow` on the CPU where float32 does not do."""
+    if covariance.dtype != torch.float32 or not checks.readable(covariance):
+        return
+    spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    total = spread + mean.square().sum(-1)
+    # next to a matrix of rank 1 the rest is lost as well
+    others = covariance.square().sum((-2, -1)) < 0.99 * spread.square()
+    others |= covariance.shape[-1] == 1
+    if not bool(((total > 1e-24) & (total < 1e24) & (spread > 1e-4 * total) & others).all()):
+        raise TooNarrow
+
+
 def drop_noise(covariance: Tensor, mean: Tensor) -> Tensor:
     """C, or exactly 0 where it is rounding noise: whitening would blow up the noise of identical rows."""
     spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -29,6 +49,11 @@ def shrink(covariance: Tensor, shrinkage: float) -> Tensor:
     return c
 
 
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
+    return result
+
+
 class _Lyapunov(torch.autograd.Function):
     """The symmetric X with RX + XR = G, R positive definite and G symmetric. X depends on G as its derivative does on X's."""
 
@@ -37,7 +62,8 @@ class _Lyapunov(torch.autograd.Function):
     @staticmethod
     def forward(r: Tensor, g: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(r)
-        return vectors @ (vectors.mT @ g @ vectors / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ vectors.mT
+        x: Tensor = vectors @ (vectors.mT @ g @ vectors / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ vectors.mT
+        return x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -47,14 +73,13 @@ class _Lyapunov(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         r, x = ctx.saved_tensors
-        s = _Lyapunov.apply(r, 0.5 * (grad + grad.mT))
+        s = _apply(_Lyapunov, r, 0.5 * (grad + grad.mT))
         return -(s @ x + x @ s), s
 
     @staticmethod
     def jvp(ctx: Any, dr: Tensor, dg: Tensor) -> Tensor:
         r, x = ctx.saved_tensors
-        solved: Tensor = _Lyapunov.apply(r, dg - dr @ x - x @ dr)
-        return solved
+        return _apply(_Lyapunov, r, dg - dr @ x - x @ dr)
 
 
 class _InverseRoot(torch.autograd.Function):
@@ -70,7 +95,8 @@ class _InverseRoot(torch.autograd.Function):
         if steps:
             return _newton_schulz(a, steps)
         values, vectors = torch.linalg.eigh(a)
-        return vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+        root: Tensor = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+        return root
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -81,13 +107,14 @@ class _InverseRoot(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         a, f = ctx.saved_tensors
         r = a @ f
-        return -_Lyapunov.apply(0.5 * (r + r.mT), f @ (0.5 * (grad + grad.mT)) @ f), None
+        return -_apply(_Lyapunov, 0.5 * (r + r.mT), f @ (0.5 * (grad + grad.mT)) @ f), None
 
     @staticmethod
     def jvp(ctx: Any, da: Tensor, _: None) -> Tensor:
         a, f = ctx.saved_tensors
         r = a @ f
-        return -f @ _Lyapunov.apply(0.5 * (r + r.mT), da) @ f
+        tangent: Tensor = -f @ _apply(_Lyapunov, 0.5 * (r + r.mT), da) @ f
+        return tangent
 
 
 def _newton_schulz(c: Tensor, steps: int) -> Tensor:
@@ -107,8 +134,7 @@ def inverse_root(a: Tensor, method: str, d: int, shrinkage: float) -> Tensor:
     """
     # it grows 2.25-fold a step until convergence turns quadratic
     steps = math.ceil(math.log(d / max(shrinkage, 1e-12)) / math.log(2.25)) + 6
-    root: Tensor = _InverseRoot.apply(a, steps if method == "newton_schulz" else 0)
-    return root
+    return _apply(_InverseRoot, a, steps if method == "newton_schulz" else 0)
 
 
 def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tensor:
@@ -188,7 +214,9 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     x = z.to(accumulation_dtype(z.dtype))
     mean = x.mean(-2) if center else x.new_zeros(x.shape[0], x.shape[2])
     x = x - mean.unsqueeze(-2)
-    covariance = drop_noise(x.mT @ x / z.shape[-2], mean)
+    covariance = x.mT @ x / z.shape[-2]
+    check_width(covariance, mean)
+    covariance = drop_noise(covariance, mean)
     matrix = whitening_matrix(covariance, method, shrinkage)
     return (x @ matrix.mT).to(z.dtype), mean, covariance, matrix
 
