@@ -13,7 +13,7 @@ import spectral_kernels
 from spectral_kernels import plots
 from spectral_kernels.commands import band, inspect, variance
 from spectral_kernels.monitor import plots as monitor_plots
-from spectral_kernels.monitor.spectrum_monitor import spectrum_path
+from spectral_kernels.monitor.log import spectrum_path
 from spectral_kernels.training import report
 from spectral_kernels.training.checkpoint import CheckpointError
 from spectral_kernels.training.compare import Comparison, run_record

@@ -12,8 +12,8 @@ import torch
 
 import spectral_kernels as sk
 from spectral_kernels.monitor import lightning_callback, plots, spectrum_monitor
+from spectral_kernels.monitor.log import COLUMNS
 from spectral_kernels.monitor.signatures import exploding_variance
-from spectral_kernels.monitor.spectrum_monitor import COLUMNS
 from spectral_kernels.training.config import read_config
 from spectral_kernels.training.data import load
 from spectral_kernels.training.loop import Observer, Run
@@ -174,9 +174,8 @@ def test_bad_arguments(options: dict[str, Any], message: str, tmp_path: Path) ->
 
 def test_another_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("a,b\n1,2\n")
-    monitor = sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.1)
     with pytest.raises(ValueError, match=r"is no monitor's file: its first line is 'a,b'"):
-        monitor.observe(0, *rows())
+        sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.1)
     assert (tmp_path / "m.csv").read_text() == "a,b\n1,2\n"
 
 

@@ -18,7 +18,7 @@ def lightning_callback(
     Args:
         monitor: what observes.
         embeddings: from what `training_step` returned to (query, key), as the loss was given them; None: its entries
-            "query" and "key". They may be detached.
+            "query" and "key". They may be detached. Where it fails the monitor skips the step.
 
     Returns:
         The callback.
@@ -37,15 +37,23 @@ def lightning_callback(
             self._norm: float | None = None
 
         def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
-            self._norm = gradient_norm(module)
+            try:
+                self._norm = gradient_norm(module)
+            except Exception as error:  # gradients that torch adds up in no way, such as those of several devices
+                self._norm = None
+                monitor.skip("gradient_norm", f"the gradient has no norm: {type(error).__name__}: {error}")
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if not trainer.is_global_zero:
                 return
-            query, key = read(outputs)
+            try:
+                query, key = read(outputs)
+            except Exception as error:
+                why = f"training_step returned no 'query' and 'key', and embeddings= found none: {type(error).__name__}"
+                monitor.skip("embeddings", f"{why}: {error}")
+                return
             loss = outputs.get("loss") if isinstance(outputs, dict) else None
-            value = None if loss is None else float(loss)
-            monitor.observe(trainer.global_step, query, key, value=value, gradient_norm=self._norm)
+            monitor.observe(trainer.global_step, query, key, value=loss, gradient_norm=self._norm)
 
     return SpectrumCallback()
 

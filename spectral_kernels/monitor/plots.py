@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
-from spectral_kernels.monitor.spectrum_monitor import spectrum_path
+from spectral_kernels.monitor.log import spectrum_path
 
 BLUE, RED, GREEN, _, LIGHT = COLOURS[:5]
 
@@ -33,13 +33,14 @@ def monitor(csv_path: str | Path, picture: str | Path | None = None) -> Path:
     if len(rows) < 2:
         raise ValueError(f"{csv_path} holds {len(rows)} measurements; a picture needs at least 2")
     with spectrum_path(csv_path).open(newline="") as file:
-        spectra = [[float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]]
+        spectra = [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
     columns = {name: [_number(row[name]) for row in rows] for name in rows[0] if name != "warnings"}
     with drawing(picture) as pyplot:
         figure, axes = pyplot.subplot_mosaic([["rank", "norm"], ["spectrum", "factors"]], figsize=(10.5, 6.4))
         _ranks(axes["rank"], columns)
         _band(axes["norm"], columns)
-        _spectrum(figure, axes["spectrum"], columns["step"], spectra)
+        if len(spectra) > 1:
+            _spectrum(figure, axes["spectrum"], [row[0] for row in spectra], [row[1:] for row in spectra])
         _factors(axes["factors"], columns)
         _warnings(axes["norm"], rows)
         figure.suptitle(f"{csv_path.name}: {len(rows)} measurements", x=0.01, ha="left")

@@ -1,5 +1,9 @@
-"""The failure signatures of contrastive training, each with its numbers and what to try."""
+"""The failure signatures of contrastive training, each with its numbers and what to try.
 
+None speaks of a number that is nan: that was not observed.
+"""
+
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +23,7 @@ RECENT = 20
 def collapse(history: History) -> str | None:
     now = history[-1]
     spread, rank = now["spread"], now["centred_rank"]
-    if spread >= COLLAPSED_SPREAD and rank >= COLLAPSED_RANK:
+    if not (spread < COLLAPSED_SPREAD or rank < COLLAPSED_RANK):
         return None
     return (
         f"collapse: the embeddings' variance is {spread:.3g} of at most 1, in {rank:.2f} directions "
@@ -32,7 +36,7 @@ def redundant_negatives(history: History) -> str | None:
     now, shares = history[-1], [numbers["duplicate_share"] for numbers in history[-4:]]
     share = shares[-1]
     # every encoder starts with a narrow cloud: wait until it has stopped to widen
-    if min(shares) < DUPLICATE_SHARE or len(shares) < 4 or sum(shares[2:]) < WIDENING * sum(shares[:2]):
+    if len(shares) < 4 or not all(s >= DUPLICATE_SHARE for s in shares) or sum(shares[2:]) < WIDENING * sum(shares[:2]):
         return None
     if now["spread"] < COLLAPSED_SPREAD:  # that is collapse
         return None
@@ -45,7 +49,7 @@ def redundant_negatives(history: History) -> str | None:
 
 def flat_softmax(history: History) -> str | None:
     now = history[-1]
-    if now["chi2"] >= FLAT_CHI2 or now["spread"] < COLLAPSED_SPREAD:
+    if not now["chi2"] < FLAT_CHI2 or now["spread"] < COLLAPSED_SPREAD:
         return None
     return (
         f"flat softmax: the negatives' weights vary by χ² = {now['chi2']:.2g} (healthy: above {FLAT_CHI2:g}), so that hard "
@@ -57,7 +61,7 @@ def flat_softmax(history: History) -> str | None:
 def one_hot_softmax(history: History) -> str | None:
     now = history[-1]
     share = now["chi2"] / max(now["negatives"] - 1, 1)
-    if share <= ONE_HOT_SHARE or now["negatives"] < 3:
+    if not share > ONE_HOT_SHARE or now["negatives"] < 3:
         return None
     return (
         f"one-hot softmax: one negative carries the gradient of an anchor (χ² is {100 * share:.0f} % of its maximum; "
@@ -66,19 +70,23 @@ def one_hot_softmax(history: History) -> str | None:
 
 
 def exploding_variance(norms: Sequence[float]) -> str | None:
-    """norms: of the gradients of the steps so far, the newest last."""
+    """norms: of the gradients of the steps so far, the newest last; those that are not finite do not count."""
+    norms = [norm for norm in norms if math.isfinite(norm)]
     recent, before = norms[-RECENT:], norms[-6 * RECENT : -RECENT]
-    if len(recent) < RECENT or len(before) < RECENT:
+    scale = max(map(abs, norms), default=0.0)
+    if len(recent) < RECENT or len(before) < RECENT or scale == 0:
         return None
+    # sums of the largest numbers would overflow
+    recent, before = [norm / scale for norm in recent], [norm / scale for norm in before]
     now, then = statistics.pstdev(recent), _usual_deviation(before)
     mean = statistics.fmean(recent)
     # far above what it was, and no longer small beside the gradient itself
     if now < BURST * then or now < 0.5 * mean:
         return None
     return (
-        f"exploding variance: the gradient norm of the last {RECENT} steps varies by ±{now:.3g} about {mean:.3g}, of "
-        f"those before by ±{then:.3g} (healthy: below {BURST:g} times as much). Try a smaller learning rate or weight "
-        "decay, gradient clipping, or a larger batch"
+        f"exploding variance: the gradient norm of the last {RECENT} steps varies by ±{scale * now:.3g} about "
+        f"{scale * mean:.3g}, of those before by ±{scale * then:.3g} (healthy: below {BURST:g} times as much). Try a smaller "
+        "learning rate or weight decay, gradient clipping, or a larger batch"
     )
 
 

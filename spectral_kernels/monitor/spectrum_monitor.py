@@ -1,10 +1,10 @@
 """What the batches of a training run look like to the loss, written down while it trains."""
 
-import csv
 import importlib
 import math
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spectral_kernels import checks
+from spectral_kernels.monitor.log import COLUMNS, Log
 from spectral_kernels.monitor.signatures import RECENT, SIGNATURES, exploding_variance
 from spectral_kernels.ops.effective_rank import effective_rank, rank_of_spectrum
 from spectral_kernels.ops.effective_rank.error import effective_rank_error
@@ -21,21 +22,11 @@ from spectral_kernels.ops.spectrum import spectrum
 from spectral_kernels.selection import MemoryBank
 from spectral_kernels.theory.band import gradient_band
 
-COLUMNS = (
-    "step", "seconds", "loss", "gradient_norm", "effective_rank", "effective_rank_error", "centred_rank", "rank1",
-    "rank_inf", "spread", "alignment", "uniformity", "negative_mass", "chi2", "negatives", "duplicate_share", "lower",
-    "norm", "upper", "bank_age", "bank_seen", "window_low", "window_high", "warnings",
-)  # fmt: skip
 DUPLICATE = 0.98
 
 
-def spectrum_path(path: Path) -> Path:
-    """Where the spectra of the monitor of `path` go."""
-    return path.with_name(f"{path.stem}_spectrum.csv")
-
-
 class SpectrumWarning(UserWarning):
-    """A failure signature, with the numbers behind it and what to try."""
+    """A failure signature, with the numbers behind it and what to try; or what could not be observed, and why."""
 
 
 class SpectrumMonitor:
@@ -44,6 +35,10 @@ class SpectrumMonitor:
     Call `observe` after every step. A measurement reads the embeddings and never changes them, draws no random number,
     and is appended to a CSV at once. Failure signatures (collapse, redundant negatives, flat softmax, one-hot softmax,
     exploding variance) are `SpectrumWarning`s, each given again only after it had gone.
+
+    Watching never ends the run: what cannot be observed (a loss or a norm that is no finite number, pairs of rows with
+    NaN or Inf, a batch that the loss itself would refuse, a full disk) is left out, counted in `skipped`, and warned of
+    once for each kind. In the CSV it is nan.
 
     Args:
         path: of the CSV; its spectra go to `<stem>_spectrum.csv` beside it. A file that is there is gone on with: rows
@@ -59,6 +54,9 @@ class SpectrumMonitor:
     Attributes:
         records: the measurements of this process, dicts by `COLUMNS`.
         seconds: time spent measuring.
+        skipped: how often something was left out, by what it was: "loss", "gradient_norm", "rows" (steps with such rows),
+            "measurement", "bank", "window", "step", "file", "tensorboard", "embeddings" (of the Lightning callback), or a
+            column that was not finite. Their sum is the column "skipped".
 
     Raises:
         ValueError: bad argument, or a file at `path` that is no monitor's.
@@ -77,7 +75,7 @@ class SpectrumMonitor:
         tensorboard: str | Path | None = None,
     ) -> None:
         self.path = Path(path)
-        self.spectra_path = spectrum_path(self.path)
+        self._log = Log(self.path)
         self.temperature = checks.positive(temperature, "temperature")
         self.loss = checks.one_of(loss, "loss", LOSSES)
         self.every = None if every is None else checks.integer(every, "every", 1)
@@ -87,9 +85,11 @@ class SpectrumMonitor:
         self.rank, self.anchors = checks.integer(rank, "rank", 0), checks.integer(anchors, "anchors", 2)
         self.records: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.skipped: dict[str, int] = {}
         self._norms: list[float] = []
         self._active: set[str] = set()
         self._began: float | None = None
+        self._first = 0
         self._dearest = 0.0
         self._writer = None if tensorboard is None else _tensorboard(tensorboard)
 
@@ -118,41 +118,112 @@ class SpectrumMonitor:
             The measurement, or None where the step was not due.
         """
         now = time.perf_counter()
+        try:
+            step = int(step)
+        except Exception as error:  # of any type
+            self.skip("step", f"step must be an integer, got {type(step).__name__}: {_first_line(error)}")
+            return None
         if self._began is None:
-            self._began = now
-            self._open(step)
-        if gradient_norm is not None:
-            self._norms = [*self._norms[-6 * RECENT :], float(gradient_norm)]
+            self._began, self._first = now, step
+            self._to_file(lambda: self._log.open(step))
+        norm = self._number(gradient_norm, "gradient_norm")
+        if not math.isnan(norm):
+            self._norms = [*self._norms[-6 * RECENT :], norm]
         if not self._due(step, now - self._began):
             return None
-        record = self._measure(query.detach(), key.detach(), None if queue is None else queue.detach())
-        staleness = None if bank is None else bank.staleness()
-        record |= {
-            "step": step,
-            "seconds": now - self._began,
-            "loss": math.nan if value is None else float(value),
-            "gradient_norm": math.nan if gradient_norm is None else float(gradient_norm),
-            "bank_age": math.nan if staleness is None else staleness.mean_age,
-            "bank_seen": math.nan if staleness is None else staleness.seen,
-            "window_low": math.nan if window is None else float(window[0]),
-            "window_high": math.nan if window is None else float(window[1]),
-        }
-        record["warnings"] = "; ".join(self._warn(record))
-        self._write(record)
-        self.records.append(record)
+        try:
+            record = self._measure(query, key, queue)
+        except Exception as error:  # of whatever kind: the run is not to end by being watched
+            self.skip("measurement", f"step {step} is not measured: {_first_line(error)}")
+            record = None
+        if record is not None:
+            record |= {"step": step, "seconds": now - self._began, "gradient_norm": norm}
+            record |= {"loss": self._number(value, "loss"), **self._surroundings(bank, window)}
+            record["skipped"] = sum(self.skipped.values())
+            record["warnings"] = "; ".join(self._warn(record))
+            self.records.append(record)
+            self._write(record)
         took = time.perf_counter() - now
         self.seconds += took
         self._dearest = max(0.9 * self._dearest, took)
         return record
 
+    def skip(self, what: str, why: str) -> None:
+        """Count what could not be observed, and warn of the first of its kind."""
+        self.skipped[what] = self.skipped.get(what, 0) + 1
+        if self.skipped[what] == 1:
+            text = f"{why}. The run goes on; this is said once and counted in `skipped`"
+            warnings.warn(text, SpectrumWarning, stacklevel=4)
+
+    def _number(self, value: Any, what: str) -> float:
+        """A finite number, or nan, counted where something else was given."""
+        if value is None:
+            return math.nan
+        try:
+            number = float(value)
+        except Exception as error:  # of any type
+            self.skip(what, f"{what} must be a number, got {type(value).__name__}: {_first_line(error)}")
+            return math.nan
+        if not math.isfinite(number):
+            self.skip(what, f"{what} is {number}, which is left out")
+            return math.nan
+        return number
+
+    def _surroundings(self, bank: Any, window: Any) -> dict[str, float]:
+        found = dict.fromkeys(("bank_age", "bank_seen", "window_low", "window_high"), math.nan)
+        if bank is not None:
+            try:
+                staleness = bank.staleness()
+                found |= {"bank_age": float(staleness.mean_age), "bank_seen": float(staleness.seen)}
+            except Exception as error:
+                self.skip("bank", f"bank must be a MemoryBank, got {type(bank).__name__}: {_first_line(error)}")
+        if window is not None:
+            try:
+                low, high = window
+                found |= {"window_low": self._number(low, "window"), "window_high": self._number(high, "window")}
+            except Exception as error:
+                self.skip("window", f"window must be a pair of numbers, got {type(window).__name__}: {_first_line(error)}")
+        return found
+
     def _due(self, step: int, elapsed: float) -> bool:
         if self.every is not None:
             return step % self.every == 0
         # one that costs as much as the dearest of late must still fit
-        return not self.records or self.seconds + self._dearest <= self.budget * elapsed
+        return not self.seconds or self.seconds + self._dearest <= self.budget * elapsed
 
+    def _rows(self, query: Tensor, key: Tensor, queue: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What there is to measure: some anchors, on one device and in one dtype, without pairs that hold NaN or Inf."""
+        checks.floating(query, "query", ndim=2)
+        checks.floating(key, "key", ndim=2)
+        dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
+        if queue is not None:
+            checks.floating(queue, "queue", ndim=2)
+            dtype = torch.promote_types(dtype, queue.dtype)
+
+        def read(part: Tensor) -> Tensor:
+            wide = part.detach().to(query.device, dtype)
+            # only directions are measured, and the squares of large numbers would overflow
+            return wide / wide.abs().amax(1, keepdim=True).clamp_min(1)
+
+        first, second = read(query[: self.anchors]), read(key[: self.anchors])
+        rest = None if queue is None else read(queue)
+        if first.shape != second.shape:
+            raise ValueError(f"query is {tuple(query.shape)}, but key is {tuple(key.shape)}")
+        finite = first.isfinite().all(1) & second.isfinite().all(1)
+        seen = None if rest is None else rest.isfinite().all(1)
+        bad = int((~finite).sum()) + (0 if seen is None else int((~seen).sum()))
+        if bad:
+            self.skip("rows", f"{bad} of the rows hold NaN or Inf and are left out")
+            # on a GPU a kernel that read them would raise it later, in the run
+            first, second = first[finite], second[finite]
+            rest = None if rest is None or seen is None else rest[seen]
+        if len(first) < 2 or (rest is not None and len(rest) == 0):
+            raise ValueError(f"a measurement needs 2 pairs of finite rows and a negative, got {len(first)} pairs")
+        return first, second, rest
+
+    @torch.no_grad()
     def _measure(self, query: Tensor, key: Tensor, queue: Tensor | None) -> dict[str, Any]:
-        query, key = query[: self.anchors], key[: self.anchors]
+        query, key, queue = self._rows(query, key, queue)
         rank = min(self.rank, query.shape[1])
         where = {"queue": queue, "temperature": self.temperature, "loss": self.loss}
         band = gradient_band(query, key, rank=rank, **where)  # type: ignore[arg-type]
@@ -164,13 +235,14 @@ class SpectrumMonitor:
         similar.fill_diagonal_(-1)
         distances = torch.pdist(normalize(rows, dim=1)).square()
         self._spectrum = values / values.sum().clamp(min=1e-300)
-        return {
+        wide = unit.double()
+        record: dict[str, Any] = {
             "effective_rank": float(effective_rank(key, order=2)),
             "effective_rank_error": float(effective_rank_error(key)),
             "centred_rank": float(effective_rank(key, order=2, center=True)),
             "rank1": float(rank_of_spectrum(values, 1)),
             "rank_inf": float(rank_of_spectrum(values, math.inf)),
-            "spread": float(1 - unit.double().mean(0).square().sum()),
+            "spread": float(wide.square().sum(1).mean() - wide.mean(0).square().sum()),
             "alignment": float(band.alignment.mean()),
             "uniformity": float(distances.mul(-2).exp().mean().log()),
             "negative_mass": float(band.negative_mass.mean()),
@@ -181,6 +253,7 @@ class SpectrumMonitor:
             "norm": float(norms.double().mean()),
             "upper": float(band.batch_upper),
         }
+        return {name: n if isinstance(n, int) else self._number(n, name) for name, n in record.items()}
 
     def _warn(self, record: dict[str, Any]) -> list[str]:
         history = [*self.records[-3:], record]
@@ -194,43 +267,33 @@ class SpectrumMonitor:
 
     # --- files
 
-    def _open(self, first: int) -> None:
-        """Keep what a stopped run wrote of the steps before this one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path, header in ((self.path, list(COLUMNS)), (self.spectra_path, None)):
-            kept: list[list[str]] = []
-            if path.exists():
-                with path.open(newline="") as file:
-                    rows = list(csv.reader(file))
-                if rows and (rows[0] != header if header else rows[0][:1] != ["step"]):
-                    raise ValueError(f"{path} is no monitor's file: its first line is {','.join(rows[0])[:60]!r}")
-                # a run that was killed may have left half a line
-                kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) < first]
-                header = rows[0] if rows else header
-            temporary = path.with_name(f".{path.name}.tmp")
-            with temporary.open("w", newline="") as file:
-                if header:
-                    csv.writer(file, lineterminator="\n").writerows([header, *kept])
-            temporary.replace(path)
+    def _to_file(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, ValueError) as error:  # no space, no permission, another file in its place
+            self.skip("file", f"{self.path} cannot be written: {_first_line(error)}")
 
     def _write(self, record: dict[str, Any]) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([_text(record[name]) for name in COLUMNS])
         values = self._spectrum.tolist()
-        with self.spectra_path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(["step", *(f"p{i + 1}" for i in range(len(values)))])
-            writer.writerow([record["step"], *(f"{value:.6g}" for value in values)])
-        if self._writer is not None:
+
+        def write() -> None:
+            self._log.open(self._first)
+            self._log.append(record, values)
+
+        self._to_file(write)
+        if self._writer is None:
+            return
+        try:
             for name in COLUMNS:
                 if isinstance(record[name], float) and math.isfinite(record[name]):
                     self._writer.add_scalar(f"spectrum/{name}", record[name], record["step"])
             self._writer.flush()
+        except Exception as error:  # of its thread that writes
+            self.skip("tensorboard", f"the event file cannot be written: {_first_line(error)}")
 
 
-def _text(value: Any) -> str:
-    return f"{value:.8g}" if isinstance(value, float) else str(value)
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _tensorboard(folder: str | Path) -> Any:
