@@ -3,6 +3,7 @@
 from spectral_kernels.backends import BackendError, use_backend
 from spectral_kernels.checks import set_checks
 from spectral_kernels.errors import check
+from spectral_kernels.inspection.diagnosis import diagnose
 from spectral_kernels.modules import InfoNCELoss, NTXentLoss, Whitening
 from spectral_kernels.monitor import SpectrumMonitor, SpectrumWarning
 from spectral_kernels.ops._selection import Selection
@@ -44,6 +45,7 @@ __all__ = [
     "batch_effective_rank",
     "check",
     "covariance",
+    "diagnose",
     "effective_rank",
     "effective_rank_error",
     "gradient_band",
