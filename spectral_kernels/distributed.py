@@ -15,10 +15,10 @@ from torch.distributed.nn import functional as collective
 from spectral_kernels import checks
 from spectral_kernels.backends import choose
 from spectral_kernels.library import op
-from spectral_kernels.ops._rows import accumulation_dtype, read_rows
+from spectral_kernels.ops._rows import accumulation_dtype, is_negligible, read_rows
 from spectral_kernels.ops._selection import Selection, check_generator, check_window
 from spectral_kernels.ops.covariance import covariance
-from spectral_kernels.ops.effective_rank import check_order, rank_of_spectrum
+from spectral_kernels.ops.effective_rank import _significant, check_order, rank_of_spectrum
 from spectral_kernels.ops.greedy import OBJECTIVES, SPARE_DRAWS
 from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
 from spectral_kernels.selection import MemoryBank
@@ -50,10 +50,10 @@ def _sum(value: Tensor, group: Group) -> Tensor:
 def distributed_covariance(
     z: Tensor, *, center: bool = True, normalize: bool = False, correction: int = 0, group: Group = None
 ) -> Tensor:
-    """`covariance` of the rows of all ranks, from one all-reduce of d·(d + 1) + 1 numbers; differentiable.
+    """`covariance` of the rows of all ranks, from one all-reduce of d² numbers; differentiable.
 
-    Each rank's covariance is taken about its own mean and moved to the common one (Chan, Golub & LeVeque 1983), so that
-    a large mean does not cancel.
+    Each rank's covariance is taken about its own mean and moved to the common one (Chan, Golub & LeVeque 1983), the means
+    in float64, so that a large mean does not cancel.
 
     Args:
         z: (n, d), n may differ between ranks. center, normalize, correction: as in `covariance`.
@@ -65,21 +65,19 @@ def distributed_covariance(
         ValueError: what `covariance` raises; not more rows in all than `correction`.
     """
     checks.floating(z, "z", ndim=2)
-    wide = z if z.dtype == torch.float64 else z.float()
-    rows = read_rows(wide, normalize)
-    mean = rows.mean(0)
-    own = covariance(z, center=center, normalize=normalize).to(rows.dtype)
-    n = torch.full((1,), float(len(z)), dtype=rows.dtype, device=z.device)
-    if not center:
-        total = _sum(torch.cat([n, len(z) * own.reshape(-1)]), group)
-        return total[1:].reshape(own.shape) / (float(total[0]) - correction)
-    first = _sum(torch.cat([n, n * mean]), group)
+    checks.integer(correction, "correction", 0)
+    rows = read_rows(z, normalize)
+    own = covariance(z, center=center, normalize=normalize)
+    n = torch.full((1,), float(len(z)), dtype=torch.float64, device=z.device)
+    mean = rows.mean(0, dtype=torch.float64)
+    first = _sum(torch.cat([n, n * mean]) if center else n, group)
     count = float(first[0])
     if count <= correction:
         raise ValueError(f"correction must be below the {count:.0f} rows of all ranks, got {correction}")
-    shift = mean - first[1:] / count
-    moved = _sum(len(z) * (own + torch.outer(shift, shift)), group)
-    return moved / (count - correction)
+    if center:
+        shift = mean - first[1:] / count
+        own = own + torch.outer(shift, shift).to(own.dtype)
+    return _sum(len(z) / (count - correction) * own, group)
 
 
 def distributed_effective_rank(
@@ -91,19 +89,29 @@ def distributed_effective_rank(
         z: (n, d), n may differ between ranks. order, center, normalize: as in `effective_rank`.
 
     Returns:
-        Scalar, the same on every rank.
+        Scalar, the same on every rank; 0 where the rows have no spread.
 
     Raises:
         ValueError: what `distributed_covariance` raises; order below 0.
     """
+    checks.floating(z, "z", ndim=2)
     order = check_order(order)
-    matrix = distributed_covariance(z.double(), center=center, normalize=normalize, group=group)
+    # the rank does not depend on the scale; squares of squares do
+    largest = _max(z.detach().abs().amax().double(), group)
+    wide = z.double() / torch.where(largest > 0, largest, 1.0)
+    matrix = distributed_covariance(wide, center=center, normalize=normalize, group=group)
+    if center:
+        rows = read_rows(wide.detach(), normalize)
+        total, count = _sum(torch.stack([rows.square().sum(), rows.new_tensor(float(len(rows)))]), group)
+        matrix = torch.where(is_negligible(matrix.trace(), total / count), 0.0, matrix)
     if order == 2:
         squares = matrix.square().sum()
-        value = torch.where(squares > 0, matrix.diagonal().sum().square() / squares.clamp(min=1e-300), 0.0)
+        spread = squares > 0
+        value = torch.where(spread, matrix.trace().square() / torch.where(spread, squares, 1.0), 0.0)
     else:
-        value = rank_of_spectrum(torch.linalg.eigvalsh(matrix).flip(-1).clamp(min=0), order)
-    return value.to(z.dtype if z.dtype == torch.float64 else torch.float32)
+        values = torch.linalg.eigvalsh(matrix).flip(-1).clamp(min=0)
+        value = rank_of_spectrum(_significant(values), order)
+    return value.to(accumulation_dtype(z.dtype))
 
 
 class ShardedMemoryBank:
