@@ -52,7 +52,7 @@ def test_forced_backend_that_cannot_run_is_reported() -> None:
     assert "refused: backend 'cuda' cannot run greedy_select" in text
 
 
-@pytest.mark.parametrize("section", ["_library", "_cpu", "_cuda", "_ops", "_versions"])
+@pytest.mark.parametrize("section", ["_library", "_cpu", "_gpu", "_ops", "_versions"])
 def test_a_section_that_fails_leaves_the_others(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> dict[str, object]:
         raise RuntimeError("no such thing")

@@ -6,8 +6,11 @@ name: a forced backend that cannot run raises `BackendError`; nothing falls back
 
 import importlib.util
 import os
+import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +26,18 @@ SHARED: dict[str, tuple[str, ...]] = {}
 
 _LIBRARY_PATH = Path(__file__).with_name("_C.so")
 _CUDA_LIBRARY_PATH = Path(__file__).with_name("_C_cuda.so")
-_TRITON_FOUND = importlib.util.find_spec("triton") is not None
+_LINUX = sys.platform.startswith("linux")
+
+
+def found(module: str) -> bool:
+    """Whether a module is installed."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # something on the way to it is broken
+        return False
+
+
+_TRITON_FOUND = found("triton")
 _TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -36,12 +50,18 @@ class Fit:
 
 
 class BackendError(RuntimeError):
-    """A backend was forced that cannot run here; the message says why and what to do."""
+    """A backend that cannot run here was forced, or the device lacks float64; the message says why and what to do."""
+
+
+class BackendWarning(RuntimeWarning):
+    """An op runs on a backend far slower than one that is missing here; given once in a process."""
 
 
 def _load(path: Path, what: str) -> str | None:
     """Why a library is not loaded; None when it is."""
     if not path.exists():
+        if not _LINUX:
+            return f"the {what} library is built on Linux only, this is {sys.platform}"
         return f"the {what} library was not built (python -m spectral_kernels.info says why)"
     try:
         torch.ops.load_library(str(path))
@@ -51,8 +71,15 @@ def _load(path: Path, what: str) -> str | None:
     return None
 
 
+def _why_no_cuda() -> str | None:
+    """Why this torch runs no CUDA library; None where it does."""
+    if torch.version.hip:
+        return f"this torch is built for ROCm {torch.version.hip}, the CUDA library is for NVIDIA's GPUs"
+    return None if torch.version.cuda else "this torch is built without CUDA"
+
+
 CPP_ERROR = _load(_LIBRARY_PATH, "C++")
-CUDA_ERROR = _load(_CUDA_LIBRARY_PATH, "CUDA") if torch.version.cuda else "this torch is built for the CPU only"
+CUDA_ERROR = _why_no_cuda() or _load(_CUDA_LIBRARY_PATH, "CUDA")
 
 
 def _check_name(backend: str, argument: str = "backend") -> str:
@@ -107,17 +134,26 @@ def why_unavailable(backend: str, op: str, device_type: str) -> str | None:
     if backend == "cpp":
         return CPP_ERROR if device_type == "cpu" else f"cpp needs CPU tensors, got {device_type}"
     if backend == "triton":
+        if device_type not in ("cuda", "cpu"):
+            return f"triton needs CUDA tensors, got {device_type}"
         if not _TRITON_FOUND:
-            return "triton is not installed (pip install triton)"
+            return f"triton is not installed ({how_to_get_triton()})"
         if device_type == "cpu" and not _TRITON_INTERPRETS:
             return "triton on CPU tensors needs TRITON_INTERPRET=1 set before the import"
-        return None if device_type in ("cuda", "cpu") else f"triton needs CUDA tensors, got {device_type}"
+        return None
     if backend == "cuda":
         if device_type != "cuda":
             return f"cuda needs CUDA tensors, got {device_type}"
         # its kernels finish what Triton's begin
         return CUDA_ERROR or why_unavailable("triton", op, device_type)
     return None
+
+
+def how_to_get_triton() -> str:
+    """What to do where Triton is missing."""
+    if not _LINUX:
+        return f"it has wheels for Linux, this is {sys.platform}"
+    return "ROCm builds of torch bring it" if torch.version.hip else "pip install triton"
 
 
 def forced_backend(backend: str | None = None) -> str | None:
@@ -131,7 +167,7 @@ def forced_backend(backend: str | None = None) -> str | None:
 
 
 def choose(
-    op: str, device: torch.device, backend: str | None = None, *, cuda: Callable[[], Fit] = lambda: Fit()
+    op: str, device: torch.device, backend: str | None = None, *, cuda: Callable[[], Fit] = lambda: Fit(), warn: bool = True
 ) -> str:
     """The backend that runs `op` on `device`.
 
@@ -140,6 +176,7 @@ def choose(
         device: where the op's tensors live.
         backend: forces one; None takes `use_backend`, then SPECTRAL_KERNELS_BACKEND, then the best one there is.
         cuda: how the call at hand suits the cuda backend, asked only where that could run.
+        warn: give a `BackendWarning`, once in a process, where the reference runs because what is faster is missing.
 
     Raises:
         ValueError: unknown backend name.
@@ -154,9 +191,60 @@ def choose(
             raise BackendError(f"backend {forced!r} cannot run {op}: {reason}")
         return forced
     if device.type == "cpu":
-        return "cpp" if CPP_ERROR is None and "cpp" in OPS[op] else "reference"
-    if device.type == "cuda" and why_unavailable("cuda", op, "cuda") is None:
-        fit = cuda()
-        if fit.reason is None and fit.faster:
-            return "cuda"
-    return "triton" if why_unavailable("triton", op, device.type) is None else "reference"
+        missing = CPP_ERROR
+        if missing is None:
+            return "cpp" if "cpp" in OPS[op] else "reference"
+    elif device.type == "cuda":
+        if why_unavailable("cuda", op, "cuda") is None:
+            fit = cuda()
+            if fit.reason is None and fit.faster:
+                return "cuda"
+        missing = _ROCM or why_unavailable("triton", op, "cuda")
+        if missing is None:
+            return "triton"
+    else:
+        return "reference"
+    fast = "cpp" if device.type == "cpu" else "triton"
+    if warn and fast not in SHARED.get(op, ()) and not torch.compiler.is_compiling():
+        _say_slow(op, device.type, missing)
+    return "reference"
+
+
+def why_not_rocm() -> str | None:
+    """Why the Triton kernels are not taken unasked; None but on ROCm, where they may be right, but nobody has seen it."""
+    return "the Triton kernels have not been tried on ROCm (backend='triton' does)" if torch.version.hip else None
+
+
+_ROCM = why_not_rocm()
+# measured with AVX-512 on one core of Zen 4: losses and whitening 2 to 3, covariance and ranks 2 to 12, greedy 9 to 29,
+# Greedy-64 from 65,536 rows 390
+_SLOWER = "2 to 30 times slower than C++, where rows are chosen from a large pool hundreds of times"
+_slow_said = False
+
+
+def _say_slow(op: str, device_type: str, missing: str) -> None:
+    global _slow_said
+    if _slow_said:
+        return
+    _slow_said = True
+    how = _SLOWER if device_type == "cpu" else "many times slower than Triton's kernels"
+    warnings.warn(
+        f"{op} and other ops run on plain PyTorch here, {how}: {missing}. `python -m spectral_kernels.info` says how to get "
+        f"it; SPECTRAL_KERNELS_BACKEND=reference or backend='reference' says that plain PyTorch is meant",
+        BackendWarning,
+        stacklevel=4,
+    )
+
+
+@contextmanager
+def float64_needed(what: str, device: torch.device) -> Iterator[None]:
+    """Raises `BackendError` in the place of what torch says where a device, such as MPS, has no float64."""
+    try:
+        yield
+    except (TypeError, RuntimeError) as error:
+        said = str(error).lower()
+        if device.type in ("cpu", "cuda") or not any(word in said for word in ("float64", "fp64", "double")):
+            raise
+        raise BackendError(
+            f"{what} computes in float64, which {device.type} devices do not have: move its tensors to the CPU (z.cpu())"
+        ) from error

@@ -10,7 +10,6 @@ import math
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn import functional as collective
 
 from spectral_kernels import checks
 from spectral_kernels.backends import choose
@@ -22,6 +21,11 @@ from spectral_kernels.ops.effective_rank import _significant, check_order, rank_
 from spectral_kernels.ops.greedy import OBJECTIVES, SPARE_DRAWS
 from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
 from spectral_kernels.selection import MemoryBank
+
+if not dist.is_available():
+    raise ImportError("spectral_kernels.distributed needs torch.distributed, which this torch is built without")
+
+from torch.distributed.nn import functional as collective
 
 Group = dist.ProcessGroup | None
 

@@ -5,7 +5,6 @@
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ import torch
 
 import spectral_kernels
 from spectral_kernels import backends
+from spectral_kernels.backends import found as _found
 
 # what the op tests run under, oldest first: the pins of requirements/torch-oldest.txt, torch.txt and torch-newest.txt
 TESTED_TORCH = ("2.11.0", "2.13.0", "2.14.1")
@@ -46,10 +46,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _found(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _versions() -> dict[str, str | None]:
@@ -89,20 +85,23 @@ def _cpu() -> dict[str, Any]:
     return cpu
 
 
-def _cuda() -> dict[str, Any]:
+def _gpu() -> dict[str, Any]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = []
     for index in range(count):
         properties = torch.cuda.get_device_properties(index)
-        devices.append(f"{properties.name}, sm_{properties.major}{properties.minor}")
-    return {"torch_built_for": torch.version.cuda, "devices": devices}
+        # on ROCm the numbers of an sm are made up
+        kind = getattr(properties, "gcnArchName", f"sm_{properties.major}{properties.minor}")
+        devices.append(f"{properties.name}, {kind}")
+    others = [name for name in ("mps", "xpu") if hasattr(torch, name) and getattr(torch, name).is_available()]
+    return {"cuda": torch.version.cuda, "rocm": torch.version.hip, "devices": devices, "others": others}
 
 
 def _op(name: str, device_type: str) -> dict[str, Any]:
     """Backends of an op on a device type, and the one it would use now."""
     reasons = {backend: backends.why_unavailable(backend, name, device_type) for backend in backends.BACKENDS}
     try:
-        used: str | None = backends.choose(name, torch.device(device_type))
+        used: str | None = backends.choose(name, torch.device(device_type), warn=False)
         problem = None
     except backends.BackendError as error:
         used, problem = None, str(error)
@@ -129,14 +128,14 @@ def collect() -> dict[str, Any]:
     """Everything that the report says.
 
     Returns:
-        Plain types under versions, library, cpu, cuda, environment, ops and training. A section that cannot be
+        Plain types under versions, library, cpu, gpu, environment, ops and training. A section that cannot be
         told is a text that says why.
     """
     sections = {
         "versions": _versions,
         "library": _library,
         "cpu": _cpu,
-        "cuda": _cuda,
+        "gpu": _gpu,
         "environment": lambda: {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "ops": _ops,
         "training": _training,
@@ -189,12 +188,19 @@ def _section_cpu(cpu: dict[str, Any]) -> Iterator[str]:
         yield f"  C++ runs its {cpu['path']} kernels, on {cpu['threads_used']} of them"
 
 
-def _section_cuda(cuda: dict[str, Any]) -> Iterator[str]:
-    built_for = cuda["torch_built_for"]
-    yield f"  torch is built for CUDA {built_for}" if built_for else "  torch is built for the CPU only"
-    yield from (f"  {index}: {device}" for index, device in enumerate(cuda["devices"]))
-    if built_for and not cuda["devices"]:
+def _section_gpu(gpu: dict[str, Any]) -> Iterator[str]:
+    if gpu["rocm"]:
+        yield f"  torch is built for ROCm {gpu['rocm']}; its devices are called CUDA devices"
+    elif gpu["cuda"]:
+        yield f"  torch is built for CUDA {gpu['cuda']}"
+    else:
+        yield "  torch is built without CUDA"
+    yield from (f"  {index}: {device}" for index, device in enumerate(gpu["devices"]))
+    if (gpu["rocm"] or gpu["cuda"]) and not gpu["devices"]:
         yield "  no device"
+    for name in gpu["others"]:
+        lacks = "; ops that compute in float64 refuse it" if name == "mps" else ""
+        yield f"  {name}: ops run as plain PyTorch (backend reference){lacks}"
 
 
 def _section_ops(ops: dict[str, Any]) -> Iterator[str]:
@@ -216,19 +222,24 @@ def _section_ops(ops: dict[str, Any]) -> Iterator[str]:
 
 def _advice(info: dict[str, Any]) -> Iterator[str]:
     """What to do to get the backends that are missing."""
-    library, cuda, training = info["library"], info["cuda"], info["training"]
+    library, gpu, training = info["library"], info["gpu"], info["training"]
     if isinstance(library, dict) and not library["loaded"]:
-        yield f"cpp: C++, the fast path on the CPU. With torch {TESTED_TORCH[0]} or newer and a compiler there,"
-        yield "  in the project's folder:"
-        yield "    pip install 'setuptools>=77'"
-        yield "    pip install --no-build-isolation --no-deps --force-reinstall ."
+        if sys.platform.startswith("linux"):
+            yield f"cpp: C++, the fast path on the CPU. With torch {TESTED_TORCH[0]} or newer and a compiler there,"
+            yield "  in the project's folder:"
+            yield "    pip install 'setuptools>=77'"
+            yield "    pip install --no-build-isolation --no-deps --force-reinstall ."
+        else:
+            yield f"cpp: C++, the fast path on the CPU, is built on Linux only; this is {sys.platform}. Ops run on reference."
     if not _found("triton"):
-        yield "triton: the fast path on a CUDA device: pip install triton"
+        yield f"triton: the fast path on an NVIDIA GPU: {backends.how_to_get_triton()}"
     elif os.environ.get("TRITON_INTERPRET") != "1":
         yield "triton on the CPU: interpreted, slow, for tests; set TRITON_INTERPRET=1 before Python starts."
-    if isinstance(cuda, dict) and not cuda["devices"]:
-        if cuda["torch_built_for"] is None:
-            yield "CUDA: this torch has no CUDA: install a CUDA build of it (pytorch.org says how)."
+    if isinstance(gpu, dict) and gpu["rocm"]:
+        yield "ROCm: nothing here has run on it. Ops run on reference; backend='triton' tries the kernels."
+    elif isinstance(gpu, dict) and not gpu["devices"] and sys.platform != "darwin":
+        if gpu["cuda"] is None:
+            yield "CUDA: this torch has no CUDA: on a machine with an NVIDIA GPU, install a CUDA build (pytorch.org says how)."
         else:
             yield "CUDA: torch sees no device: look at the driver (nvidia-smi) and at CUDA_VISIBLE_DEVICES."
     if isinstance(training, dict) and not all(training.values()):
@@ -252,7 +263,7 @@ def report(info: dict[str, Any]) -> Iterator[str]:
     yield from section("Versions", "versions", pairs)
     yield from section("C++ library (backend cpp)", "library", _section_libraries)
     yield from section("CPU", "cpu", _section_cpu)
-    yield from section("CUDA", "cuda", _section_cuda)
+    yield from section("GPU", "gpu", _section_gpu)
     if info["environment"]:
         yield from section("Environment", "environment", pairs)
     yield from section("Backend that each op uses (others that backend= can force)", "ops", _section_ops)

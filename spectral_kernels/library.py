@@ -22,6 +22,9 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 _NUMBERS = ("Tensor temperature", "Tensor shrinkage")
 
+# where torch's own ops run the reference; ROCm calls itself CUDA
+GPU_KEYS = ("CUDA", "MPS", "XPU", "HPU", "PrivateUse1")
+
 _CPP_MESSAGE = re.compile(r"spectral_kernels: ([^\n]*)")
 
 # op name -> what calls it, where that is not its overload
@@ -172,7 +175,8 @@ def define(
             function = loaded.setdefault(backend, load(backend))
         if check is not None and not kernels[backend]:
             check(*inputs)
-        return _contiguous(_without_autocast(function, inputs))
+        with backends.float64_needed(name, inputs[0].device):
+            return _contiguous(_without_autocast(function, inputs))
 
     def plain(*arguments: Any) -> Any:
         *inputs, _backend = _converted(arguments, numbers, float)
@@ -181,7 +185,7 @@ def define(
         return _without_autocast(_module_function(room, "reference", name), inputs)
 
     _PLAIN[name] = plain
-    for key in ("CPU", "CUDA"):
+    for key in ("CPU", *GPU_KEYS):
         LIBRARY.impl(name, kernel, key)
     if cpp == "library" or triton or cuda == "own":
         _CALLS[name] = _eager_call(name, kernel, cpp == "library", numbers)

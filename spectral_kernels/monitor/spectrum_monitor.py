@@ -200,8 +200,11 @@ class SpectrumMonitor:
             checks.floating(queue, "queue", ndim=2)
             dtype = torch.promote_types(dtype, queue.dtype)
 
+        # the band is computed in float64, which MPS has not
+        place = query.device if query.device.type != "mps" else torch.device("cpu")
+
         def read(part: Tensor) -> Tensor:
-            wide = part.detach().to(query.device, dtype)
+            wide = part.detach().to(place, dtype)
             # only directions are measured, and the squares of large numbers would overflow
             return wide / wide.abs().amax(1, keepdim=True).clamp_min(1)
 

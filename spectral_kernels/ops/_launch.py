@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from triton import knobs
 
-# False sends every launch through Triton
-DIRECT = True
+# False sends every launch through Triton; ROCm's launcher takes other arguments
+DIRECT = torch.version.hip is None
 
 LARGEST = 2**31 - 1
 

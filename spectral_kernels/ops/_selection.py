@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
+from spectral_kernels.backends import float64_needed
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def draw_rows(
     device = pool.device if generator is None else generator.device
     if valid is None:
         return torch.randint(n, (b, *shape), generator=generator, device=device).to(pool.device)
-    uniform = torch.rand((b, *shape), generator=generator, device=device, dtype=torch.float64).to(pool.device)
+    with float64_needed("drawing among valid rows", device):
+        uniform = torch.rand((b, *shape), generator=generator, device=device, dtype=torch.float64).to(pool.device)
     rank = (uniform.reshape(b, -1) * valid.count).long().clamp_max(valid.count - 1)
     return valid.row(rank).reshape(b, *shape)
 

@@ -226,7 +226,7 @@ class MemoryBank:
         age = self.age[self.seen]
         if len(age) == 0:
             return Staleness(0.0, 0.0, 0)
-        return Staleness(len(age) / self.num_active, float(age.double().mean()), int(age.max()))
+        return Staleness(len(age) / self.num_active, int(age.sum()) / len(age), int(age.max()))
 
     def reset(self) -> None:
         """Forget every embedding; which rows are active stays as it is."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
+from spectral_kernels.backends import float64_needed
 from spectral_kernels.ops.infonce import check_anchors
 from spectral_kernels.theory.a_priori import log_moments
 from spectral_kernels.theory.ellipsoid import squared_range
@@ -228,7 +229,7 @@ def gradient_band(
     for rows, name in ((query, "query"), (key, "key"), (queue, "queue")):
         if rows is not None:
             checks.finite_rows(rows, name)
-    with torch.no_grad():
+    with torch.no_grad(), float64_needed("gradient_band", query.device):
         keys = gather_keys(query, key, queue, loss)
         one: Callable[[slice], _Part]
         if kind == "logits":

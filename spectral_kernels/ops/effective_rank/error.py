@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
+from spectral_kernels.backends import float64_needed
 from spectral_kernels.ops._rows import center_rows, is_negligible, read_rows
 from spectral_kernels.ops.effective_rank.reference import rank2_from_sums
 
@@ -58,7 +59,7 @@ def effective_rank_error(z: Tensor, *, center: bool = False, normalize: bool = T
     n = z.shape[-2]
     if n < least:
         raise ValueError(f"z must have at least {least} rows with center={center}, unbiased={unbiased}, got {n}")
-    with torch.no_grad():
+    with torch.no_grad(), float64_needed("effective_rank_error", z.device):
         rows = read_rows(z.double(), normalize)
         x = center_rows(rows, center)
         t, f, q = _without(x, center)
