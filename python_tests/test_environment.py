@@ -76,7 +76,9 @@ except ImportError as error:
 """
 
 
-@pytest.mark.parametrize("blocked", ["()", "('matplotlib', 'sklearn', 'yaml', 'tqdm', 'safetensors')"], ids=["triton", "all"])
+@pytest.mark.parametrize(
+    "blocked", ["()", "('matplotlib', 'sklearn', 'yaml', 'tqdm', 'safetensors')"], ids=["triton", "all"]
+)
 def test_everything_runs_on_torch_alone(blocked: str) -> None:
     code = WITHOUT.replace("BLOCKED", blocked)
     if blocked != "()":
@@ -175,7 +177,9 @@ def test_a_device_without_float64_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     def refuse(*arguments: Any, **options: Any) -> None:
         if torch.float64 in (*arguments, *options.values()):
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
 
     def narrow_to(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         refuse(*arguments, **options)

@@ -167,7 +167,12 @@ def forced_backend(backend: str | None = None) -> str | None:
 
 
 def choose(
-    op: str, device: torch.device, backend: str | None = None, *, cuda: Callable[[], Fit] = lambda: Fit(), warn: bool = True
+    op: str,
+    device: torch.device,
+    backend: str | None = None,
+    *,
+    cuda: Callable[[], Fit] = lambda: Fit(),
+    warn: bool = True,
 ) -> str:
     """The backend that runs `op` on `device`.
 

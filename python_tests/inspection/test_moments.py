@@ -101,7 +101,15 @@ def test_scale_changes_nothing(scale: float) -> None:
     found, right = sk.diagnose(scaled), sk.diagnose(z)
     for name, value in right.ranks.items():
         assert found.ranks[name] == pytest.approx(value, rel=1e-5), name
-    for name in ("rank_error", "mean_cosine", "uniformity", "duplicate_share", "batch_ranks", "greedy_ranks", "batch_chi2"):
+    for name in (
+        "rank_error",
+        "mean_cosine",
+        "uniformity",
+        "duplicate_share",
+        "batch_ranks",
+        "greedy_ranks",
+        "batch_chi2",
+    ):
         assert getattr(found, name) == pytest.approx(getattr(right, name), rel=1e-3), name
     assert found.zero_rows == right.zero_rows
 

@@ -62,7 +62,9 @@ class Hostile:
     __int__ = __float__
 
 
-@pytest.mark.parametrize("bad", [INF, -INF, NAN, torch.tensor(NAN), torch.zeros(3), "much", 1j, [], Hostile()], ids=repr)
+@pytest.mark.parametrize(
+    "bad", [INF, -INF, NAN, torch.tensor(NAN), torch.zeros(3), "much", 1j, [], Hostile()], ids=repr
+)
 @pytest.mark.parametrize("argument", ["gradient_norm", "value"])
 def test_a_number_that_is_none(argument: str, bad: Any, tmp_path: Path) -> None:
     monitor, name = watch(tmp_path / "m.csv"), {"value": "loss"}.get(argument, argument)

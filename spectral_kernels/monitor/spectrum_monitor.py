@@ -182,7 +182,9 @@ class SpectrumMonitor:
                 low, high = window
                 found |= {"window_low": self._number(low, "window"), "window_high": self._number(high, "window")}
             except Exception as error:
-                self.skip("window", f"window must be a pair of numbers, got {type(window).__name__}: {_first_line(error)}")
+                self.skip(
+                    "window", f"window must be a pair of numbers, got {type(window).__name__}: {_first_line(error)}"
+                )
         return found
 
     def _due(self, step: int, elapsed: float) -> bool:
