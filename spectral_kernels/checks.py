@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # made once: `int | torch.SymInt` would be put together at each call
@@ -157,6 +158,11 @@ def readable(tensor: Tensor) -> bool:
             return False
         tensor = _functorch.get_unwrapped(tensor)
     return tensor.device.type == "cpu"
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode AD is active."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def finite_rows(z: Tensor, name: str) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
-from torch.autograd import forward_ad
 
-from spectral_kernels import backends, errors
+from spectral_kernels import backends, checks, errors
 
 NAMESPACE = "spectral_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -103,7 +102,7 @@ def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool, numbers: tuple
         if torch.compiler.is_compiling():
             return registered(*arguments)
         backend = arguments[-1]
-        if backend not in at_once or _len_torch_dispatch_stack() or _transformed():
+        if backend not in at_once or _len_torch_dispatch_stack() or checks.transformed():
             return registered(*arguments)
         grad = torch.is_grad_enabled()
         for value in arguments:
@@ -148,7 +147,9 @@ def define(
     name, rest = schema.split("(", 1)
     arguments, returns = rest.rsplit(") ->", 1)
     LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
-    numbers = tuple(place for place, item in enumerate(arguments.split(", ")) if item in _NUMBERS)
+    items = arguments.split(", ")
+    numbers = tuple(place for place, item in enumerate(items) if item in _NUMBERS)
+    known = tuple(place for place in numbers if items[place] == "Tensor shrinkage")
     backends.OPS[name] = ("reference", "cpp", "triton", *(() if cuda == "none" else ("cuda",)))
     owners = {"cpp": cpp != "reference", "triton": triton, "cuda": cuda != "reference"}
     kernels = {"reference": False, **owners}
@@ -179,7 +180,8 @@ def define(
             return _contiguous(_without_autocast(function, inputs))
 
     def plain(*arguments: Any) -> Any:
-        *inputs, _backend = _converted(arguments, numbers, float)
+        # a temperature stays a tensor: traced, its value is not known
+        *inputs, _backend = _converted(arguments, known, float)
         if check is not None:
             check(*inputs)
         return _without_autocast(_module_function(room, "reference", name), inputs)
@@ -198,11 +200,6 @@ def _without_autocast(function: Callable[..., Any], inputs: Sequence[Any]) -> An
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return function(*inputs)
     return function(*inputs)
-
-
-def _transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode AD is active: kernels have no rules for these."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def differentiate(
@@ -269,7 +266,7 @@ def differentiate(
         return tuple(gradients.get(place) for place in range(tensors))
 
     def autograd(keyset: Any, *inputs: Any) -> Any:
-        if _transformed():
+        if checks.transformed():
             return plain(*inputs)
         if backward is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return Derivative.apply(keyset, *inputs)  # type: ignore[no-untyped-call]

@@ -49,37 +49,21 @@ def shrink(covariance: Tensor, shrinkage: float) -> Tensor:
     return c
 
 
-def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    result: Tensor = function.apply(*arguments)
-    return result
-
-
 class _Lyapunov(torch.autograd.Function):
     """The symmetric X with RX + XR = G, R positive definite and G symmetric. X depends on G as its derivative does on X's."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(r: Tensor, g: Tensor) -> Tensor:
+    def forward(ctx: Any, r: Tensor, g: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(r)
         x: Tensor = vectors @ (vectors.mT @ g @ vectors / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ vectors.mT
+        ctx.save_for_backward(r, x)
         return x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         r, x = ctx.saved_tensors
-        s = _apply(_Lyapunov, r, 0.5 * (grad + grad.mT))
+        s = _Lyapunov.apply(r, 0.5 * (grad + grad.mT))  # type: ignore[no-untyped-call]
         return -(s @ x + x @ s), s
-
-    @staticmethod
-    def jvp(ctx: Any, dr: Tensor, dg: Tensor) -> Tensor:
-        r, x = ctx.saved_tensors
-        return _apply(_Lyapunov, r, dg - dr @ x - x @ dr)
 
 
 class _InverseRoot(torch.autograd.Function):
@@ -88,33 +72,21 @@ class _InverseRoot(torch.autograd.Function):
     From R = A^{1/2} = AF and RR = A follow dF = −F dR F and R dR + dR R = dA.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(a: Tensor, steps: int) -> Tensor:
+    def forward(ctx: Any, a: Tensor, steps: int) -> Tensor:
         if steps:
-            return _newton_schulz(a, steps)
-        values, vectors = torch.linalg.eigh(a)
-        root: Tensor = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+            root = _newton_schulz(a, steps)
+        else:
+            values, vectors = torch.linalg.eigh(a)
+            root = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+        ctx.save_for_backward(a, root)
         return root
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         a, f = ctx.saved_tensors
         r = a @ f
-        return -_apply(_Lyapunov, 0.5 * (r + r.mT), f @ (0.5 * (grad + grad.mT)) @ f), None
-
-    @staticmethod
-    def jvp(ctx: Any, da: Tensor, _: None) -> Tensor:
-        a, f = ctx.saved_tensors
-        r = a @ f
-        tangent: Tensor = -f @ _apply(_Lyapunov, 0.5 * (r + r.mT), da) @ f
-        return tangent
+        return -_Lyapunov.apply(0.5 * (r + r.mT), f @ (0.5 * (grad + grad.mT)) @ f), None  # type: ignore[no-untyped-call]
 
 
 def _newton_schulz(c: Tensor, steps: int) -> Tensor:
@@ -130,11 +102,16 @@ def _newton_schulz(c: Tensor, steps: int) -> Tensor:
 def inverse_root(a: Tensor, method: str, d: int, shrinkage: float) -> Tensor:
     """A^{-1/2} (..., m, m) of positive definite matrices, differentiable in every way.
 
-    By `"newton_schulz"` the smallest eigenvalue must be at least shrinkage/d of the trace.
+    By `"newton_schulz"`, traced and transformed the smallest eigenvalue must be at least shrinkage/d of the trace.
     """
+    tracing = torch.compiler.is_compiling()
     # it grows 2.25-fold a step until convergence turns quadratic
-    steps = math.ceil(math.log(d / max(shrinkage, 1e-12)) / math.log(2.25)) + 6
-    return _apply(_InverseRoot, a, steps if method == "newton_schulz" else 0)
+    steps = math.ceil(math.log(d / (1e-12 if tracing else max(shrinkage, 1e-12))) / math.log(2.25)) + 6
+    if tracing or checks.transformed():
+        # neither knows functions with derivatives of their own
+        return _newton_schulz(a, steps)
+    root: Tensor = _InverseRoot.apply(a, steps if method == "newton_schulz" else 0)  # type: ignore[no-untyped-call]
+    return root
 
 
 def whitening_matrix(covariance: Tensor, method: str, shrinkage: float) -> Tensor:

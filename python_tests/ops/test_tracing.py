@@ -1,0 +1,88 @@
+"""What torch.compile, torch.export and autocast make of the ops."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+import spectral_kernels as sk
+
+VALUES = [0.1 + 0.01 * i for i in range(14)]
+
+OF_A_NUMBER: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "nt_xent": lambda a, b, x: sk.nt_xent(a, b, temperature=x),
+    "info_nce": lambda a, b, x: sk.info_nce(a, b, queue=b, temperature=x),
+    "info_nce_grad_norms": lambda a, b, x: sk.info_nce_grad_norms(a, b, temperature=x),
+    "whiten": lambda a, b, x: sk.whiten(a, shrinkage=x),
+    "whiten, n < d": lambda a, b, x: sk.whiten(a[:6], shrinkage=x),
+    "whiten by zca, n < d": lambda a, b, x: sk.whiten(a[:6], shrinkage=x, method="zca"),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_NUMBER)
+def test_one_graph_for_many_numbers(name: str) -> None:
+    function = OF_A_NUMBER[name]
+    a, b = torch.randn(16, 8, requires_grad=True), torch.randn(16, 8)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(function, fullgraph=True)
+    for value in VALUES:
+        got, expected = compiled(a, b, value), function(a, b, value)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        if expected.requires_grad:
+            torch.testing.assert_close(
+                *(torch.autograd.grad(result.sum(), a)[0] for result in (got, expected)), rtol=1e-4, atol=1e-5
+            )
+    # Dynamo's first graph is of the very number that it meets
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("method", ("cholesky", "zca", "newton_schulz"))
+def test_whitening_in_eval_mode(method: str) -> None:
+    layer, z = sk.Whitening(16, method=method), torch.randn(64, 16)
+    layer(3 * z + 1)
+    layer.eval()
+    exported = torch.export.export(layer, (z,)).module()
+    torch.testing.assert_close(exported(z), layer(z))
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(z), layer(z))
+
+
+@pytest.mark.parametrize("n", (64, 8))
+def test_whitening_in_training_mode_compiles(n: int) -> None:
+    layer, compiled, z = sk.Whitening(16), sk.Whitening(16), torch.randn(n, 16)
+    torch.testing.assert_close(torch.compile(compiled, fullgraph=True)(z), layer(z), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled.running_covariance, layer.running_covariance, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_promotes() -> None:
+    z0, z1, queue = torch.randn(16, 8), torch.randn(16, 8), torch.randn(32, 8)
+    half = z0.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, expected in (
+            (sk.info_nce(half, z1, queue=queue), sk.info_nce(half.float(), z1, queue=queue)),
+            (
+                sk.info_nce(half, half, queue=queue.double()),
+                sk.info_nce(half.double(), half.double(), queue=queue.double()),
+            ),
+            (sk.nt_xent(z1, half), sk.nt_xent(z1, half.float())),
+            (sk.nt_xent(half, z1.half()), sk.nt_xent(half.float(), z1.half().float())),
+            (sk.info_nce_grad_norms(half, z1), sk.info_nce_grad_norms(half.float(), z1)),
+            (sk.gradient_band(half, z1).upper, sk.gradient_band(half.float(), z1).upper),
+        ):
+            torch.testing.assert_close(got, expected)
+    for call in (lambda: sk.info_nce(half, z1), lambda: sk.nt_xent(z1, half), lambda: sk.info_nce(z0, z1, queue=half)):
+        with pytest.raises(ValueError, match=r"bfloat16, but|is torch.float32, but"):
+            call()
+
+
+def test_autocast_of_a_compiled_loss() -> None:
+    linear, z, queue = torch.nn.Linear(8, 8), torch.randn(16, 8), torch.randn(32, 8)
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            h = linear(x)
+            return sk.info_nce(h, h, queue=queue)
+
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True)(z), loss(z), rtol=1e-2, atol=1e-2)
