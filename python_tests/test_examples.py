@@ -1,5 +1,6 @@
 """The examples on small data in the true format; `make check-examples` runs them on the real one."""
 
+import math
 import os
 import subprocess
 import sys
@@ -123,10 +124,12 @@ def test_ddp_runs_on_two_processes(candidates: int) -> None:
     command += ["--epochs", "3", "--candidates", str(candidates)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 3
     assert all("on 2 processes" in line for line in epochs)
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in epochs]
-    assert losses[-1] < losses[0]
+    # of a collapsed encoder it is ln(2B - 1)
+    assert losses[-1] < losses[0] and losses[-1] < math.log(127) - 0.3
+    assert all(float(line.split("last batch ")[1].split(",")[0]) > 2 for line in epochs)

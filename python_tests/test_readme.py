@@ -1,9 +1,14 @@
 """README: its snippets run, and what it points at is there."""
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+import spectral_kernels as sk
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,11 +27,38 @@ def test_three_uses_are_shown() -> None:
     ]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=heading_of)
-@pytest.mark.filterwarnings("ignore:the memory bank is cold")
-def test_snippet_runs(snippet: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+def run(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that a snippet leaves."""
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {"__name__": "readme"}
+    (snippet,) = (snippet for snippet in SNIPPETS if heading_of(snippet) == heading)
+    exec(compile(snippet, "README.md", "exec"), names)
+    return names
+
+
+def test_ops_do_what_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("Call the ops", tmp_path, monkeypatch)
+    z = names["z"].detach()
+    chosen, random = (sk.effective_rank(rows, order=2) for rows in (z[names["chosen"].indices], z[:256]))
+    assert chosen > random + 5
+    assert names["z"].grad.isfinite().all() and names["z"].grad.abs().max() > 0
+    assert (sk.covariance(names["y"]) - torch.eye(128)).abs().max() < 1e-2
+
+
+def test_benchmarks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("Run the benchmarks", ROOT, monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore:the memory bank is cold", "error::spectral_kernels.SpectrumWarning")
+def test_simclr_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It does not collapse: rows that are all equal have a loss of ln(2B - 1) and a rank of 1."""
+    names = run("Drop a selector into SimCLR", tmp_path, monkeypatch)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
+    assert max(losses) < math.log(255) - 1 and losses[-1] < losses[0] - 0.1
+    z = names["encoder"](names["images"]).detach()
+    assert sk.effective_rank(z, order=2) > 5
+    assert names["monitor"].records[0]["chi2"] > 0 and (tmp_path / "monitor.csv").exists()
+    assert names["sampler"].selection_seconds > 0
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
