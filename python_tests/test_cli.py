@@ -114,8 +114,6 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert (status, err) == (0, "")
     for text in ("untrained encoder", "random", "pool-balanced", "greedy-8", "Target: linear probe", "overhead, %"):
         assert text in out
-    # 100 but for the digits of times on a busy machine
-    assert max(map(len, out.splitlines()[:-1])) <= 110
     names = {path.name for path in Path("runs/compare-tiny").iterdir()}
     assert names == {"runs", "results.csv", "steps.csv", "summary.json", "comparison.png"}
 

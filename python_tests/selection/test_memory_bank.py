@@ -238,11 +238,12 @@ def test_cost_does_not_grow_with_n():
         indices, z = torch.randint(bank.n, (64,), generator=torch.Generator().manual_seed(0)), rows(64, 32)
         best = float("inf")
         for _ in range(20):
-            began = time.perf_counter()
+            # of this thread alone: others may be busy
+            began = time.thread_time()
             bank.update(indices, z)
             bank.gather(indices)
             _ = bank.num_seen
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
     assert seconds(MemoryBank(500_000, 32)) < 10 * seconds(MemoryBank(200, 32)) + 1e-3

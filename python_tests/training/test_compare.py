@@ -168,6 +168,18 @@ def test_target_and_time_to_it() -> None:
     assert greedy.time_ratio is None
 
 
+@pytest.mark.parametrize("pace", [1e-4, 0.5, 10.0])
+def test_the_table_fits_a_terminal_however_slow_the_machine(pace: float) -> None:
+    runs = [
+        record(strategy, seed, [0.5, 0.6, 0.7, 0.8, 0.9, 0.9], pace * (1 + seed))
+        for strategy in ("random", "pool-balanced", "greedy-8")
+        for seed in (0, 1)
+    ]
+    config = judged(target=0.65, strategies=("random", "pool-balanced", "greedy-8"))
+    text = report.table(report.summarise(runs, config), config, "blobs")
+    assert max(map(len, text.splitlines())) <= 110
+
+
 def test_time_ratio_is_paired() -> None:
     summary = report.summarise([*RANDOM, *GREEDY], judged(target=0.7))
     random, greedy = summary.strategies

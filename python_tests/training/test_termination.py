@@ -46,7 +46,7 @@ def test_killed_and_resumed(method: str, number: signal.Signals, tmp_path: Path)
             time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(number)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=1800)
         if number == signal.SIGKILL:
             kills += process.returncode == -signal.SIGKILL
         elif "SIGTERM: stopped at step" in err:

@@ -159,9 +159,11 @@ def _overhead(run: RunRecord) -> float:
 
 
 def format_estimate(estimate: Estimate | None, digits: int, scale: float = 1.0, missing: str = "-") -> str:
-    """`85.4 [85.1, 85.7]`, or without an interval for one seed."""
+    """`85.4 [85.1, 85.7]`, or without an interval for one seed; no decimals above 100, so that columns stay narrow."""
     if estimate is None:
         return missing
+    if scale * max(estimate.mean, estimate.high or 0) > 100:
+        digits = 0
     text = f"{scale * estimate.mean:.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return text
