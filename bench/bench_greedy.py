@@ -89,6 +89,7 @@ def jobs() -> Iterator[Job]:
             torch.zeros(1, 1, dtype=torch.int64),
             draws[None],
             None,
+            torch.zeros(1, dtype=torch.int64),
             K,
             False,
             "effective_rank",

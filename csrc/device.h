@@ -49,6 +49,9 @@ SPECTRAL_KERNELS_DEVICE void note(int64_t* word, int64_t value) {
   atomicMin(reinterpret_cast<long long*>(word), static_cast<long long>(value));
 }
 
+/// Leaves the lowest value in shared memory, whoever else writes there.
+SPECTRAL_KERNELS_DEVICE void lower_to(int* place, int value) { atomicMin(place, value); }
+
 SPECTRAL_KERNELS_DEVICE unsigned ballot(bool vote) { return __ballot_sync(kAllLanes, vote); }
 SPECTRAL_KERNELS_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 SPECTRAL_KERNELS_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }

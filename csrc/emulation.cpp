@@ -50,8 +50,9 @@ using Indices = py::array_t<int64_t, py::array::c_style>;
 /// On a chip of `multiprocessors`, each with `limit` bytes of shared memory.
 template <class T>
 py::tuple greedy_select(py::array_t<T, py::array::c_style> pool, Indices start, std::optional<Indices> draws,
-                        std::optional<py::array_t<bool, py::array::c_style>> valid, int k, bool logdet, bool normalize,
-                        int multiprocessors, size_t limit, bool descending, std::optional<Indices> words) {
+                        std::optional<py::array_t<bool, py::array::c_style>> valid, Indices seed, int k, bool logdet,
+                        bool normalize, int multiprocessors, size_t limit, bool descending,
+                        std::optional<Indices> words) {
   constexpr int threads = 64;
   const int b = static_cast<int>(pool.shape(0)), n = static_cast<int>(pool.shape(1)),
             d = static_cast<int>(pool.shape(2));
@@ -61,6 +62,7 @@ py::tuple greedy_select(py::array_t<T, py::array::c_style> pool, Indices start, 
                               start.data(),
                               draws ? draws->data() : nullptr,
                               valid ? valid->data() : nullptr,
+                              seed.data(),
                               indices.mutable_data(),
                               ranks.mutable_data(),
                               objectives.mutable_data(),
@@ -144,11 +146,11 @@ PYBIND11_MODULE(emulation, m) {
   m.def("neighbours", &neighbours, py::arg("barrier"), py::arg("descending"));
   m.def("divergent", &divergent);
   m.def("greedy_select", &greedy_select<float>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
-        py::arg("valid"), py::arg("k"), py::arg("logdet"), py::arg("normalize"), py::arg("multiprocessors"),
-        py::arg("limit"), py::arg("descending"), py::arg("words") = py::none());
+        py::arg("valid"), py::arg("seed"), py::arg("k"), py::arg("logdet"), py::arg("normalize"),
+        py::arg("multiprocessors"), py::arg("limit"), py::arg("descending"), py::arg("words") = py::none());
   m.def("greedy_select", &greedy_select<double>, py::arg("pool").noconvert(), py::arg("start"), py::arg("draws"),
-        py::arg("valid"), py::arg("k"), py::arg("logdet"), py::arg("normalize"), py::arg("multiprocessors"),
-        py::arg("limit"), py::arg("descending"), py::arg("words") = py::none());
+        py::arg("valid"), py::arg("seed"), py::arg("k"), py::arg("logdet"), py::arg("normalize"),
+        py::arg("multiprocessors"), py::arg("limit"), py::arg("descending"), py::arg("words") = py::none());
   m.def("whitening_matrix", &whitening_matrix<float>, py::arg("covariances").noconvert(), py::arg("mean").noconvert(),
         py::arg("shrinkage"), py::arg("negligible"), py::arg("least"), py::arg("descending"));
   m.def("whitening_matrix", &whitening_matrix<double>, py::arg("covariances").noconvert(), py::arg("mean").noconvert(),

@@ -289,6 +289,8 @@ inline void note(int64_t* word, int64_t value) {
   if (value < *word) *word = value;
 }
 
+inline void lower_to(int* place, int value) { *place = std::min(*place, value); }
+
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 

@@ -91,14 +91,15 @@ void launch(const GreedyArguments<T>& arguments, const Tensor& pool) {
 
 std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& rows, const Tensor& starts,
                                                  const std::optional<Tensor>& drawn, const std::optional<Tensor>& mask,
-                                                 int64_t k, bool logdet, bool normalize,
+                                                 const Tensor& seeds, int64_t k, bool logdet, bool normalize,
                                                  const std::optional<Tensor>& words) {
   const ScalarType type = rows.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double) {
     throw std::runtime_error("spectral_kernels: pool must be float64 or float32");
   }
   const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
-  const Tensor pool = torch::stable::contiguous(rows), start = torch::stable::contiguous(starts);
+  const Tensor pool = torch::stable::contiguous(rows), start = torch::stable::contiguous(starts),
+               seed = torch::stable::contiguous(seeds);
   std::optional<Tensor> draws, valid;
   if (drawn) draws = torch::stable::contiguous(*drawn);
   if (mask) valid = torch::stable::contiguous(*mask);
@@ -108,15 +109,16 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& rows, const Tenso
   if (b == 0) return {indices, ranks, objectives};
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    launch(
-        GreedyArguments<T>{
-            static_cast<const T*>(pool.const_data_ptr()), static_cast<const int64_t*>(start.const_data_ptr()),
-            draws ? static_cast<const int64_t*>(draws->const_data_ptr()) : nullptr,
-            valid ? static_cast<const bool*>(valid->const_data_ptr()) : nullptr, data_of<int64_t>(indices),
-            data_of<T>(ranks), data_of<T>(objectives), words ? data_of<int64_t>(*words) : nullptr, static_cast<int>(b),
-            static_cast<int>(pool.size(1)), static_cast<int>(pool.size(2)), static_cast<int>(k),
-            static_cast<int>(start.size(1)), draws ? static_cast<int>(draws->size(2)) : 0, logdet, normalize},
-        pool);
+    launch(GreedyArguments<T>{static_cast<const T*>(pool.const_data_ptr()),
+                              static_cast<const int64_t*>(start.const_data_ptr()),
+                              draws ? static_cast<const int64_t*>(draws->const_data_ptr()) : nullptr,
+                              valid ? static_cast<const bool*>(valid->const_data_ptr()) : nullptr,
+                              static_cast<const int64_t*>(seed.const_data_ptr()), data_of<int64_t>(indices),
+                              data_of<T>(ranks), data_of<T>(objectives), words ? data_of<int64_t>(*words) : nullptr,
+                              static_cast<int>(b), static_cast<int>(pool.size(1)), static_cast<int>(pool.size(2)),
+                              static_cast<int>(k), static_cast<int>(start.size(1)),
+                              draws ? static_cast<int>(draws->size(2)) : 0, logdet, normalize},
+           pool);
   };
   if (type == ScalarType::Double) {
     run(double{});
@@ -153,8 +155,8 @@ bool greedy_fits(int64_t device, int64_t b, int64_t n, int64_t d, int64_t k, int
 
 STABLE_TORCH_LIBRARY_FRAGMENT(spectral_kernels_cuda, m) {
   m.def(
-      "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, int k, bool logdet, bool normalize,"
-      " Tensor(a!)? words) -> (Tensor, Tensor, Tensor)");
+      "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, int k, bool logdet,"
+      " bool normalize, Tensor(a!)? words) -> (Tensor, Tensor, Tensor)");
   m.def("greedy_fits(int device, int b, int n, int d, int k, int m, bool logdet, bool normalize, bool wide) -> bool");
 }
 

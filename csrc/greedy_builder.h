@@ -18,6 +18,7 @@
 
 #include "common.h"
 #include "greedy_kernels.h"
+#include "greedy_key.h"
 #include "greedy_state.h"
 #include "team.h"
 
@@ -52,13 +53,14 @@ template <typename T>
 class Builder {
  public:
   Builder(const Source& source, const Options& options, const int64_t* start, int64_t starts, const int64_t* draws,
-          int64_t m, int64_t* indices)
+          int64_t m, int64_t seed, int64_t* indices)
       : source_(source),
         options_(options),
         start_(start),
         starts_(starts),
         draws_(draws),
         m_(m),
+        keys_(source.n, seed),
         kernels_(greedy_kernels<T>()),
         picked_(options, source.d, indices),
         preference_(picked_),
@@ -67,7 +69,8 @@ class Builder {
 
   const Picked<T>& picked() const { return picked_; }
 
-  // Whether the picks are sure: where rounding leaves too many rows as good as the best, T is too narrow.
+  // Whether the picks are sure: where rounding leaves too many rows as good as the best, or products overflow or
+  // vanish, T is too narrow.
   bool run() {
     team_.run([this] {
       if (options_.all_rows) {
@@ -83,14 +86,27 @@ class Builder {
 
   // The first row that holds NaN or Inf, or -1.
   int64_t bad_row() const { return bad_row_; }
+  // A row too long for the log-determinant, or -1.
+  int64_t long_row() const { return long_row_; }
 
  private:
-  bool going_on() const { return bad_row_ < 0 && sure(); }
+  bool going_on() const { return bad_row_ < 0 && long_row_ < 0 && sure(); }
   bool sure() const {
-    if (std::is_same_v<T, double>) return true;
     // a quarter of the products that the plain method would take
     const int64_t products = (options_.all_rows ? source_.n : m_ * options_.k / 2) * options_.k;
     return !out_of_range_ && redone_ <= products / 4;
+  }
+
+  // Looks whether T holds products with a row, and their squares are in float64's range.
+  void check_range(const Rows<T>& rows, int64_t slot, int64_t row) {
+    if (options_.normalize || source_.scaled || !rows.seen[slot]) return;
+    const bool wide = std::is_same_v<T, double>;
+    // the log-determinant is of the rows at their own scale
+    if (options_.logdet && rows.squares[slot] > kLongestSquare && long_row_ < 0 && checks_enabled()) long_row_ = row;
+    // float rows are in float64's range
+    if (wide && (options_.logdet || source_.type != RowType::kDouble)) return;
+    const double most = wide ? 0x1p240 : 1e30;
+    out_of_range_ |= !(rows.squares[slot] > 1 / most && rows.squares[slot] < most);
   }
 
   static int64_t chunk_of(int64_t work) { return std::max<int64_t>(1, kChunkWork / work); }
@@ -171,9 +187,7 @@ class Builder {
       }
     });
     if (checks_enabled()) bad_row_ = bad.row();
-    if (options_.normalize) return;
-    // products of rows as short as these vanish in float
-    for (int64_t slot = 0; slot < slots_; ++slot) out_of_range_ |= rows_.seen[slot] && rows_.squares[slot] < 1e-30;
+    for (int64_t slot = 0; slot < slots_; ++slot) check_range(rows_, slot, row_of(slot));
   }
 
   struct Entry {
@@ -199,27 +213,41 @@ class Builder {
     if (kind == Step::kFirst || kind == Step::kRandom) {
       const int64_t* looked = kind == Step::kFirst ? start_ : draws_ + picked_.steps * m_;
       const int64_t count = kind == Step::kFirst ? starts_ : m_;
-      for (int64_t i = 0; i < count && bad_row_ < 0; ++i) {
+      for (int64_t i = 0; i < count && going_on(); ++i) {
         if (take_row(looked[i], true)) return;
       }
-      return take_lowest();
+      return take_left();
     }
     sign_ = kind == Step::kRaise ? 1 : -1;
     limit_ = kInfinity;
     std::swap(looked_, before_);
     looked_.clear();
     const Candidate best = lazy_ ? best_lazily() : options_.all_rows ? best_of_all() : best_of_draws();
-    if (best.slot < 0) return take_lowest();
+    if (best.slot < 0) return take_left();
     take_slot(best.slot, best.row, best.score);
   }
 
-  void take_lowest() {
-    for (; bad_row_ < 0 && next_seen_ < source_.n; ++next_seen_) {
-      if (take_row(next_seen_, true)) return;
+  // The seen row left of the lowest key, else the row left of the lowest.
+  void take_left() {
+    if (!take_next(next_seen_, true)) take_next(next_unseen_, false);
+  }
+
+  bool take_next(int64_t& key, bool seen) {
+    constexpr int64_t together = 16;
+    for (int64_t count; going_on() && key < keys_.size(); key += count) {
+      count = std::min(together, keys_.size() - key);
+      int64_t rows[together];
+      for (int64_t i = 0; i < count; ++i) {
+        rows[i] = keys_.row(key + i);
+        if (rows[i] < source_.n && !options_.all_rows) source_.prefetch(rows[i]);
+      }
+      for (int64_t i = 0; i < count && going_on(); ++i) {
+        if (rows[i] >= source_.n || !take_row(rows[i], seen)) continue;
+        key += i + 1;
+        return true;
+      }
     }
-    for (; bad_row_ < 0 && next_unseen_ < source_.n; ++next_unseen_) {
-      if (take_row(next_unseen_, false)) return;
-    }
+    return false;
   }
 
   bool is_taken(int64_t row) const {
@@ -240,6 +268,8 @@ class Builder {
       return false;
     }
     if (seen && !spare_.seen[0]) return false;
+    check_range(spare_, 0, row);
+    if (!going_on()) return false;
     commit(row, spare_.row(0), spare_.squares[0], picked_.exact_score(spare_.row(0), 0, 0, work_));
     return true;
   }
@@ -255,6 +285,7 @@ class Builder {
 
   void commit(int64_t row, const T* x, double square, double score) {
     picked_.add(row, x, square, score);
+    if (!picked_.resolved && checks_enabled()) long_row_ = row;
     if (options_.all_rows && eager_) {
       update_by_newest();
     } else if (picked_.in_block() == 0) {
@@ -377,8 +408,8 @@ class Builder {
     const int64_t* slots = slot_of_draw_.data() + picked_.steps * m_;
     waiting_.clear();
     for (int64_t c = 0; c < m_; ++c) {
-      if (!left(slots[c]) || drawn_at_[slots[c]] == picked_.steps) continue;
-      drawn_at_[slots[c]] = picked_.steps;
+      if (!left(slots[c]) || drawn_at_[slots[c]] >= picked_.steps * m_) continue;
+      drawn_at_[slots[c]] = picked_.steps * m_ + c;
       waiting_.push_back({slots[c]});
     }
     const int64_t count = waiting_.size();
@@ -499,7 +530,10 @@ class Builder {
 
   int64_t row_of(int64_t slot) const { return options_.all_rows ? slot : row_of_slot_[slot]; }
 
-  // The lowest row among looked_ that ties with the best; scores that rounding cannot tell apart are redone exactly.
+  // Of the rows that tie with the best, the least goes first.
+  int64_t order_of(int64_t slot) const { return options_.all_rows ? keys_.of(slot) : drawn_at_[slot]; }
+
+  // The first row among looked_ that ties with the best; scores that rounding cannot tell apart are redone exactly.
   Candidate resolve() {
     near_.clear();
     for (const Looked& looked : looked_) {
@@ -511,9 +545,12 @@ class Builder {
     double limit = kInfinity;
     for (const Candidate& near : near_) limit = std::min(limit, highest(sign_ * cost(near.slot, near.score), 0));
     const Candidate* best = nullptr;
+    int64_t first = std::numeric_limits<int64_t>::max();
     for (const Candidate& near : near_) {
       if (sign_ * cost(near.slot, near.score) > limit) continue;
-      if (best == nullptr || near.row < best->row) best = &near;
+      const int64_t order = order_of(near.slot);
+      if (order < first) best = &near;
+      first = std::min(first, order);
     }
     return *best;
   }
@@ -550,6 +587,7 @@ class Builder {
   const int64_t starts_;
   const int64_t* draws_;
   const int64_t m_;
+  const RowKeys keys_;
   const GreedyKernels<T>& kernels_;
   Picked<T> picked_;
   Preference<T> preference_;
@@ -557,7 +595,7 @@ class Builder {
   bool eager_ = true;  // whether all scores are brought up to date after every pick
   Team team_;
 
-  int64_t slots_ = 0, bad_row_ = -1, next_seen_ = 0, next_unseen_ = 0;
+  int64_t slots_ = 0, bad_row_ = -1, long_row_ = -1, next_seen_ = 0, next_unseen_ = 0;
   int64_t looked_at_ = 0;
   int64_t redone_ = 0;  // products that were redone in float64
   bool out_of_range_ = false;
@@ -573,7 +611,7 @@ class Builder {
   int shift_ = 0;
   std::vector<int64_t> row_of_slot_, slot_of_draw_;
   std::vector<int64_t> upto_;                        // full blocks of picks in score_
-  std::vector<int64_t> drawn_at_;                    // the last step that drew a slot, as a step may draw it twice
+  std::vector<int64_t> drawn_at_;                    // a slot's first draw in the last step that drew it
   std::vector<std::vector<int64_t>> behind_;         // slots to be brought up to date, by upto_
   std::vector<std::pair<int64_t, int64_t>> groups_;  // upto_, first slot of behind_[upto_]
 

@@ -65,6 +65,7 @@ struct Arguments {
   const Tensor& start;
   const std::optional<Tensor>& draws;
   const std::optional<Tensor>& valid;
+  const Tensor& seed;
   Options options;
 };
 
@@ -73,16 +74,17 @@ template <typename V>
 struct Output {
   int64_t* indices;
   V *ranks, *objectives;
-  int64_t bad_row = -1;
+  int64_t *bad_row, *long_row;
 };
 
 // T is what dot products are taken in. Returns whether it was wide enough.
 template <typename T, typename V>
 bool build(const Source& source, const Options& options, const int64_t* start, int64_t starts, const int64_t* draws,
-           int64_t m, Output<V>& output) {
-  Builder<T> builder(source, options, start, starts, draws, m, output.indices);
+           int64_t m, int64_t seed, Output<V>& output) {
+  Builder<T> builder(source, options, start, starts, draws, m, seed, output.indices);
   if (!builder.run()) return false;
-  output.bad_row = builder.bad_row();
+  *output.bad_row = builder.bad_row();
+  *output.long_row = builder.long_row();
   const Picked<T>& picked = builder.picked();
   std::copy(picked.ranks.begin(), picked.ranks.end(), output.ranks);
   std::copy(picked.objectives.begin(), picked.objectives.end(), output.objectives);
@@ -97,7 +99,7 @@ void select(const Arguments& a, Tensor& indices, Tensor& ranks, Tensor& objectiv
   const int64_t m = a.draws ? a.draws->size(2) : 0, starts = a.start.size(1);
   const RowType type = row_type(pool);
   const int64_t element = type == RowType::kDouble ? 8 : type == RowType::kFloat ? 4 : 2;
-  std::vector<int64_t> bad(batches, -1);
+  std::vector<int64_t> bad(batches, -1), too_long(batches, -1);
   fork_join(batches, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const char* data = static_cast<const char*>(pool.data_ptr()) + b * pool.stride(0) * element;
@@ -106,15 +108,23 @@ void select(const Arguments& a, Tensor& indices, Tensor& ranks, Tensor& objectiv
       const int64_t* start = static_cast<const int64_t*>(a.start.data_ptr()) + b * starts;
       const Source source{data, type, element, pool.stride(1), n, pool.size(2), valid};
       Output<V> output{static_cast<int64_t*>(indices.data_ptr()) + b * k, static_cast<V*>(ranks.data_ptr()) + b * k,
-                       static_cast<V*>(objectives.data_ptr()) + b * k};
-      if (!build<V>(source, a.options, start, starts, draws, m, output)) {
-        build<double>(source, a.options, start, starts, draws, m, output);
-      }
-      bad[b] = output.bad_row;
+                       static_cast<V*>(objectives.data_ptr()) + b * k, &bad[b], &too_long[b]};
+      const int64_t seed = static_cast<const int64_t*>(a.seed.data_ptr())[b];
+      const auto builds = [&](auto zero, const Source& from) {
+        return build<decltype(zero)>(from, a.options, start, starts, draws, m, seed, output);
+      };
+      if (builds(V{}, source) || (!std::is_same_v<V, double> && builds(double{}, source))) continue;
+      builds(double{}, source.in_range());
     }
   });
   for (int64_t b = 0; b < batches; ++b) {
     if (bad[b] >= 0) throw_bad_row("pool", batches, b, bad[b]);
+    if (too_long[b] >= 0) {
+      throw std::runtime_error("spectral_kernels: pool " + (batches > 1 ? "batch " + std::to_string(b) + " " : "") +
+                               "row " + std::to_string(too_long[b]) +
+                               " is too long for the log-determinant: float64 does not resolve what it adds; "
+                               "normalise the rows");
+    }
   }
 }
 
@@ -129,9 +139,9 @@ int64_t fewest_left(const Tensor& valid) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tensor& start_, std::optional<Tensor> draws,
-                                                 std::optional<Tensor> valid, int64_t k, bool all_rows,
-                                                 std::string objective, std::optional<std::vector<double>> window,
-                                                 bool normalize) {
+                                                 std::optional<Tensor> valid, const Tensor& seed_, int64_t k,
+                                                 bool all_rows, std::string objective,
+                                                 std::optional<std::vector<double>> window, bool normalize) {
   const Tensor pool = pool_.stride(2) == 1 ? pool_ : torch::stable::contiguous(pool_);
   const int64_t n = pool.size(1);
   const Tensor start = checked_indices(start_, n, "start");
@@ -144,7 +154,8 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tens
                                std::to_string(k) + " are to be picked");
     }
   }
-  Arguments arguments{pool, start, draws, valid, {k, all_rows, objective == "logdet", normalize, std::nullopt}};
+  const Tensor seed = torch::stable::contiguous(seed_);
+  Arguments arguments{pool, start, draws, valid, seed, {k, all_rows, objective == "logdet", normalize, std::nullopt}};
   if (window) arguments.options.window = {(*window)[0], (*window)[1]};
   const bool wide = pool.scalar_type() == ScalarType::Double;
   const ScalarType values = wide ? ScalarType::Double : ScalarType::Float;

@@ -3,7 +3,7 @@
 //
 // The entries that may be picked, the pool's rows or all draws, are spread over the CTAs, whose shared memory holds as
 // many of their rows as it can for the whole selection. A step: the first warp of every CTA finds the best score of its
-// candidates and the lowest row that ties with it, tells both to all in one message of 16 bytes, waits for those of all
+// candidates and the first row that ties with it, tells both to all in one message of 16 bytes, waits for those of all
 // others and decides, as all do alike; it reads the pick's row; then all warps add (x_j·u)² to the scores of their
 // entries, u = x for order 2 and u = Ax/√(1 + q) for the log-determinant, where the rows of the d x d matrix A are
 // spread over the CTAs too. Messages carry the number of their round, so nothing is fenced within the loop. They lie in
@@ -67,7 +67,11 @@ class GreedyGrid : public GreedyPicker<T> {
       this->frobenius = this->told->frobenius;
       double scale = 0;
       if constexpr (kLogdet) {
-        const double q = update_inverse();
+        const double q = update_inverse(), noise = this->told->square / kGreedyRidge * kGreedyNoise;
+        if (this->member == 0 && this->thread == 0 && in.words != nullptr && !in.normalize &&
+            noise > kGreedyLeastNoise && q < noise) {
+          note(in.words + kGreedyLong, batch << 32 | row);
+        }
         scale = 1 / (1 + q);
         gain += std::log1p(q);
       }
@@ -86,8 +90,7 @@ class GreedyGrid : public GreedyPicker<T> {
     }
     // no row is left
     if (step < in.k && this->member == 0 && this->thread == 0 && in.words != nullptr) {
-      constexpr int kMask = 2;  // from the first error word to the second
-      note(in.words + kMask, batch << 32 | step);
+      note(in.words + kGreedyMask, batch << 32 | step);
     }
     for (int to = step + this->thread; this->member == 0 && to < in.k; to += this->threads) write(to, -1);
   }
@@ -98,7 +101,7 @@ class GreedyGrid : public GreedyPicker<T> {
       const int64_t row = this->draws[static_cast<int64_t>(step) * in.m + i];
       if (row < 0 || row >= in.n) continue;
       const unsigned members = static_cast<unsigned>(at.members), own = static_cast<unsigned>(row) / members;
-      if (this->entry_of(static_cast<int>(own)) == row) this->stamps[own] = step;
+      if (this->entry_of(static_cast<int>(own)) == row) lower_to(this->stamps + own, this->stamp_of(step, i));
     }
   }
 

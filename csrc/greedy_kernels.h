@@ -34,6 +34,12 @@ struct GreedyBounds {
 
 enum class RowType { kDouble, kFloat, kBFloat16, kHalf };
 
+/// A row before it is normalised: its squared norm, whether it is other than zero, and whether all of it is finite.
+struct PackedRow {
+  double squares;
+  bool any, finite;
+};
+
 template <typename T>
 struct GreedyKernels {
   // sums[i] += sum over the columns c of (rows[i] . columns[:, c])^2, for kGreedyRows rows; columns is (blocks, d,
@@ -45,9 +51,8 @@ struct GreedyKernels {
   void (*project)(const T* rows, int64_t n, const T* x, int64_t d, double* products);
   // y -= sum over i of weights[i] row i, in float64.
   void (*combine)(const T* rows, int64_t n, const double* weights, double* y, int64_t d);
-  // Copies a row, on request divided by max(its norm, 1e-12) and rounded to float; returns the squared norm before (NaN
-  // or Inf if the row holds any).
-  double (*pack)(const void* source, RowType type, int64_t d, bool normalize, bool round, T* row);
+  // Copies a row, on request divided by its norm, whatever that is, and rounded to float.
+  PackedRow (*pack)(const void* source, RowType type, int64_t d, bool normalize, bool round, T* row);
   // Bounds of the rows of chunks [begin, end), and the lowest of each chunk.
   void (*bounds)(const GreedyBounds& of, int64_t begin, int64_t end, double* bounds, double* lowest);
   // A row of the lowest bound, -1 where all are infinite.

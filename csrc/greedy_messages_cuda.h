@@ -25,11 +25,12 @@ SPECTRAL_KERNELS_DEVICE uint64_t largest_key(uint64_t key) {
   return static_cast<uint64_t>(top) << 32 | warp_max(high == top ? static_cast<uint32_t>(key) : 0u);
 }
 
-/// What a CTA offers: its best key (0: nothing), the lowest row that ties with it, that row's place in the step's draws
-/// and its overlap, and whether it is a best row itself.
+/// What a CTA offers: its best key (0: nothing); of the rows that tie with it the first by place in the step's draws,
+/// or where there are none by the key of the row (greedy_key.h), which is its name then; its overlap, and whether it is
+/// a best row itself.
 struct GreedyOffer {
   uint64_t key;
-  uint32_t row, place;
+  uint32_t name, place;
   double overlap;
   bool exact;
 };
@@ -37,14 +38,14 @@ struct GreedyOffer {
 /// Used by one warp of every CTA, all lanes of it together.
 class GreedyMessages {
  public:
-  /// The row that all agree on, its place in the step's draws and the CTA that offered it; kGreedyNone when none did.
+  /// The offer that all agree on, its name and place, and the CTA that made it; `owner` is kGreedyNone when none did.
   struct Agreed {
-    uint32_t row, place, owner;
+    uint32_t name, place, owner;
     bool doubt;
   };
 
   SPECTRAL_KERNELS_DEVICE GreedyMessages(const GreedyPlan& plan, unsigned char* scratch, int group, int member)
-      : members_(plan.members), lane_(lane_index()) {
+      : members_(plan.members), by_place_(plan.listed), lane_(lane_index()) {
     const auto mail = reinterpret_cast<Mail*>(scratch + plan.mail) + group * 2 * kBoxes * members_;
     sent_ = pinned(mail + lane_ * members_ + member);
     box_ = pinned(mail + member % kGreedyReplicas * members_ + lane_);
@@ -57,7 +58,7 @@ class GreedyMessages {
     if (lane_ < kBoxes) {
       const bool copies = lane_ < kGreedyReplicas;
       send(sent_ + turn(), {copies ? offer.key : __builtin_bit_cast(uint64_t, offer.overlap),
-                            offer.row << 1 | (offer.exact ? 1u : 0u), offer.place << 16 | (round_ & 0xffffu)});
+                            offer.name << 1 | (offer.exact ? 1u : 0u), offer.place << 16 | (round_ & 0xffffu)});
     }
     const Mail* const box = pinned(box_ + turn());
     SPECTRAL_KERNELS_UNROLL
@@ -83,23 +84,24 @@ class GreedyMessages {
     return largest_key(key);
   }
 
-  /// The lowest row of those whose key is not below `edge`, which ties with the best key of all. In doubt when a CTA's
-  /// best ties but its lowest row may not.
+  /// The first of the offers whose key is not below `edge`, which ties with the best key of all. In doubt when a CTA's
+  /// best ties but what it offers may not.
   SPECTRAL_KERNELS_DEVICE Agreed agree(uint64_t best, uint64_t edge) const {
     Agreed own{kGreedyNone, 0, kGreedyNone, false};
+    uint32_t first = kGreedyNone;
     SPECTRAL_KERNELS_UNROLL
     for (int i = 0; i < kMails; ++i) {
-      const uint32_t row = got_[i].note >> 1;
+      const uint32_t name = got_[i].note >> 1, place = got_[i].tag >> 16, order = by_place_ ? place : name;
       const bool ties = got_[i].value >= edge;
       own.doubt |= ties & (got_[i].value != best) & (got_[i].note % 2 == 0);
-      if (ties & (row < own.row)) {
-        own.row = row;
-        own.place = got_[i].tag >> 16;
+      if (ties & (order < first)) {
+        first = order;
+        own.name = name;
         own.owner = static_cast<uint32_t>(lane_ + i * kWarp);
       }
     }
-    const uint32_t row = warp_min(own.row), owner = warp_min(own.row == row ? own.owner : kGreedyNone);
-    return {row, shuffle(own.place, static_cast<int>(owner % kWarp)), owner, ballot(own.doubt) != 0};
+    const uint32_t order = warp_min(first), owner = warp_min(first == order ? own.owner : kGreedyNone);
+    return {shuffle(own.name, static_cast<int>(owner % kWarp)), order, owner, ballot(own.doubt) != 0};
   }
 
   /// Overlap of the row that a CTA offered in this round: asked for first, then waited for.
@@ -121,7 +123,9 @@ class GreedyMessages {
 
   SPECTRAL_KERNELS_DEVICE bool is_new(const Mail& mail) const { return ((mail.tag ^ round_) & 0xffffu) == 0; }
 
-  const int members_, lane_;
+  const int members_;
+  const bool by_place_;
+  const int lane_;
   Mail *sent_, *box_, *details_;  // of the first turn
   unsigned round_ = 0;
   Mail got_[kMails];

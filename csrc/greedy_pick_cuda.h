@@ -30,7 +30,7 @@ class GreedyPicker : public GreedyShare<T> {
   /// Decides, and tells the CTA: the pick's row to its `vector`, and the sums that it adds to.
   SPECTRAL_KERNELS_DEVICE void pick(int step, const int64_t* start) {
     Pick pick = step == 0 ? first_of_start(start) : choose(step);
-    if (pick.row < 0) pick.row = lowest_left();
+    if (pick.row < 0) pick.row = first_left();
     double square = 0, overlap = 0;
     if (pick.entry >= 0) {
       read_entry(pick, square, overlap);
@@ -41,7 +41,7 @@ class GreedyPicker : public GreedyShare<T> {
     if (lane != 0) return;
     // by all CTAs alike, so that each finds its own
     if (pick.row >= 0) picked()[step] = pick.row;
-    *this->told = {this->squares + square, this->frobenius + 2 * overlap + square * square, pick.row};
+    *this->told = {square, this->squares + square, this->frobenius + 2 * overlap + square * square, pick.row};
   }
 
  private:
@@ -81,32 +81,39 @@ class GreedyPicker : public GreedyShare<T> {
       agreed = messages.agree(top, edge);
       if (!agreed.doubt) break;
     }
-    if (agreed.row == kGreedyNone) return {};
-    const int row = static_cast<int>(agreed.row);
+    if (agreed.owner == kGreedyNone) return {};
+    const int row = static_cast<int>(at.listed ? agreed.name : this->order.row(agreed.name));
     return {row, at.by_draw ? step * in.m + static_cast<int>(agreed.place) : row, static_cast<int>(agreed.owner)};
   }
 
   SPECTRAL_KERNELS_DEVICE bool is_candidate(int own, int step) const {
-    return !at.listed || at.by_draw || this->stamps[own] == step;
+    return !at.listed || at.by_draw || place_of(own, step) < static_cast<uint32_t>(in.m);
   }
 
-  /// The lowest row of this CTA whose key is not below `edge`.
+  /// Of a candidate in the step's draws; of a row that is none it is in.m or more.
+  SPECTRAL_KERNELS_DEVICE uint32_t place_of(int own, int step) const {
+    return static_cast<uint32_t>(at.by_draw ? this->entry_of(own) - step * in.m
+                                            : this->stamps[own] - this->stamp_of(step, 0));
+  }
+
+  /// The first row of this CTA, by place or else by key, whose score's key is not below `edge`.
   SPECTRAL_KERNELS_DEVICE GreedyOffer offer(int from, int to, int step, uint64_t best, uint64_t edge) const {
-    uint32_t row = kGreedyNone, own = kGreedyNone;
+    uint32_t first = kGreedyNone, own = kGreedyNone;
     if (best != 0 && best >= edge) {
       SPECTRAL_KERNELS_UNROLL_BY(4)
       for (int i = from + lane; i < to; i += kWarp) {
         if (!is_candidate(i, step) || this->keys[i] < edge) continue;
-        const uint32_t its_row = static_cast<uint32_t>(at.by_draw ? this->rows[i] : i);
-        if (its_row < row) row = its_row, own = static_cast<uint32_t>(i);
+        const uint32_t its = at.listed ? place_of(i, step) : static_cast<uint32_t>(this->order.of(this->entry_of(i)));
+        if (its < first) first = its, own = static_cast<uint32_t>(i);
       }
-      const uint32_t lowest = warp_min(row);
-      own = warp_min(row == lowest ? own : kGreedyNone);
+      const uint32_t lowest = warp_min(first);
+      own = warp_min(first == lowest ? own : kGreedyNone);
+      first = lowest;
     }
     if (own == kGreedyNone) return {0, 0, 0, 0, false};
-    const int entry = this->entry_of(static_cast<int>(own));
-    return {best, static_cast<uint32_t>(at.by_draw ? this->rows[own] : entry),
-            at.by_draw ? static_cast<uint32_t>(entry - step * in.m) : 0u, this->overlaps[own], this->keys[own] == best};
+    const int row = at.by_draw ? this->rows[own] : this->entry_of(static_cast<int>(own));
+    return {best, at.listed ? static_cast<uint32_t>(row) : first, at.listed ? first : 0u, this->overlaps[own],
+            this->keys[own] == best};
   }
 
   /// The first of `start` that is valid and seen.
@@ -120,32 +127,26 @@ class GreedyPicker : public GreedyShare<T> {
   }
 
   SPECTRAL_KERNELS_DEVICE Kind kind_of(int64_t row) const {
-    bool seen = false;
-    T poison = 0;
-    for (int i = 0; i < in.d; ++i) {
-      const T x = this->pool[row * in.d + i];
-      seen = seen || x != T(0);
-      poison += x - x;
-    }
-    return poison != T(0) ? Kind::kNotFinite : seen ? Kind::kSeen : Kind::kUnseen;
+    const auto measured = this->template measure<1>(this->pool + row * in.d, 0);
+    return !measured.fits ? Kind::kNotFinite : measured.seen(in.normalize) ? Kind::kSeen : Kind::kUnseen;
   }
 
-  /// The lowest seen row that is left, else the lowest row, else -1. Every CTA looks for itself, from where it found
-  /// the last one.
-  SPECTRAL_KERNELS_DEVICE int lowest_left() {
+  /// The seen row left of the lowest key, else the row left of the lowest, else -1. Every CTA looks for itself, from
+  /// where it found the last one.
+  SPECTRAL_KERNELS_DEVICE int first_left() {
     warp_barrier();
-    const int row = lowest_left_from(seen_from, true);
-    return row >= 0 ? row : lowest_left_from(unseen_from, false);
+    const int row = first_left_from(seen_from, true);
+    return row >= 0 ? row : first_left_from(unseen_from, false);
   }
 
-  SPECTRAL_KERNELS_DEVICE int lowest_left_from(int& first, bool seen) const {
-    for (; first < in.n; first += kWarp) {
-      const int row = first + lane;
+  SPECTRAL_KERNELS_DEVICE int first_left_from(int64_t& first, bool seen) const {
+    for (; first < this->order.size(); first += kWarp) {
+      const int64_t row = this->order.row(first + lane);
       const Kind kind = this->is_valid(row) && this->taken[row] == 0 ? kind_of(row) : Kind::kNotFinite;
       const unsigned found = ballot(kind == Kind::kSeen || (!seen && kind == Kind::kUnseen));
       if (found == 0) continue;
       first += lowest_bit(found);
-      return first;
+      return static_cast<int>(this->order.row(first));
     }
     return -1;
   }
@@ -171,47 +172,34 @@ class GreedyPicker : public GreedyShare<T> {
 
   /// Of a row that no step has scored.
   SPECTRAL_KERNELS_DEVICE void read_row(int row, int step, double& square, double& overlap) const {
-    bool seen;
-    const double length = measure(row, square, seen);
-    for (int i = lane; i < at.stride; i += kWarp) {
-      this->vector[this->slot(i)] = i < in.d ? element(row, i, length) : 0;
-    }
-    if (in.normalize) square = seen ? 1 : 0;
-    for (int before = 0; seen && before < step; ++before) overlap += squared_product(picked()[before]);
+    const auto measured = measure_row(row);
+    for (int i = lane; i < at.stride; i += kWarp)
+      this->vector[this->slot(i)] = i < in.d ? element(row, i, measured) : 0;
+    square = in.normalize ? (measured.any ? 1 : 0) : measured.square;
+    for (int before = 0; measured.any && before < step; ++before) overlap += squared_product(picked()[before]);
   }
 
-  /// Length of a row of the pool.
-  SPECTRAL_KERNELS_DEVICE double measure(int64_t row, double& square, bool& seen) const {
-    double sum = 0;
-    bool any = false;
-    for (int i = lane; i < in.d; i += kWarp) {
-      const double x = static_cast<double>(this->pool[row * in.d + i]);
-      sum += x * x;
-      any = any || x != 0;
-    }
-    square = warp_sum(sum);
-    seen = ballot(any) != 0;
-    return Share::length_of(square);
+  SPECTRAL_KERNELS_DEVICE typename Share::Measure measure_row(int64_t row) const {
+    return this->template measure<kWarp>(this->pool + row * in.d, lane);
   }
 
-  SPECTRAL_KERNELS_DEVICE double element(int64_t row, int i, double length) const {
-    return static_cast<double>(this->normalised(this->pool[row * in.d + i], length));
+  SPECTRAL_KERNELS_DEVICE double element(int64_t row, int i, const typename Share::Measure& by) const {
+    return static_cast<double>(this->normalised(this->pool[row * in.d + i], by));
   }
 
   /// Of a row of the pool with the one in `vector`, of which each lane reads what it wrote.
   SPECTRAL_KERNELS_DEVICE double squared_product(int64_t row) const {
+    const auto measured = measure_row(row);
     double sum = 0;
-    bool seen;
-    const double length = measure(row, sum, seen);
-    sum = 0;
-    for (int i = lane; i < in.d; i += kWarp) sum += element(row, i, length) * this->vector[this->slot(i)];
+    for (int i = lane; i < in.d; i += kWarp) sum += element(row, i, measured) * this->vector[this->slot(i)];
     sum = warp_sum(sum);
     return sum * sum;
   }
 
   GreedyMessages messages;
   // the pick before, and where to look for rows that are left
-  int last = -1, seen_from = 0, unseen_from = 0;
+  int last = -1;
+  int64_t seen_from = 0, unseen_from = 0;
 };
 
 }  // namespace spectral_kernels::device

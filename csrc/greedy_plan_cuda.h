@@ -5,13 +5,14 @@
 #include <algorithm>
 
 #include "device.h"
+#include "greedy_key.h"
 
 namespace spectral_kernels::device {
 
 // lanes that share a row's product; copies of every message, lest all CTAs read the same memory; most CTAs of a pool;
 // rows that a CTA has before another one helps it
 constexpr int kGreedyLanes = 8, kGreedyReplicas = 8, kGreedyMembers = 192, kGreedyRows = 32;
-// a step's draws are numbered in 16 bits where entries are draws
+// a step's draws are numbered in 16 bits, all draws in 31
 constexpr int kGreedyDraws = 1 << 16;
 
 template <class T>
@@ -20,6 +21,7 @@ struct GreedyArguments {
   const int64_t* start;  // (b, starts)
   const int64_t* draws;  // (b, k, m), or none: every row is a candidate
   const bool* valid;     // (b, n), or none
+  const int64_t* seed;   // (b), of the keys of rows
   int64_t* indices;      // (b, k), as those that follow; -1 where no row was left
   T* ranks;
   T* objectives;
@@ -58,7 +60,7 @@ struct GreedyPlan {
     const int64_t draws = in.draws == nullptr ? 0 : static_cast<int64_t>(in.k) * in.m;
     plan.listed = in.draws != nullptr;
     // draws die with their step: half of them matter on average
-    plan.by_draw = plan.listed && in.m < kGreedyDraws && draws / 2 < in.n && draws < INT32_MAX;
+    plan.by_draw = plan.listed && draws / 2 < in.n;
     plan.entries = plan.by_draw ? draws : in.n;
     const auto shares = [](int64_t all, int64_t each) { return (all + each - 1) / each; };
     const int64_t wanted =
@@ -80,7 +82,7 @@ struct GreedyPlan {
     plan.row = shared.add(plan.by_draw ? sizeof(int) * own : 0);
     plan.stamp = shared.add(plan.listed && !plan.by_draw ? sizeof(int) * own : 0);
     plan.values = shared.bytes;
-    if (shared.bytes > limit) {
+    if (shared.bytes > limit || in.m >= kGreedyDraws || draws > INT32_MAX - kGreedyDraws) {
       plan.members = 0;
       return plan;
     }

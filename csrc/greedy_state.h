@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -20,6 +21,12 @@ namespace spectral_kernels {
 constexpr double kTie = 1e-6;
 constexpr double kTieFloor = 1e-12;
 constexpr double kRidge = 1e-3;
+constexpr double kNormFloor = 1e-12;
+// of |x|^2 / ridge: q below it is rounding; worth an error from the least on. And the longest |x|^2 whose square is
+// held
+constexpr double kNoise = 0x1p-46, kLeastNoise = 1e-6, kLongestSquare = 0x1p490;
+// of the longest row: float64 holds no square of the square of a shorter one
+constexpr int kNegligible = -250;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 enum class Step { kFirst, kRandom, kRaise, kLower };
@@ -36,9 +43,35 @@ struct Source {
   RowType type;
   int64_t element, stride, n, d;
   const bool* valid;
+  // float64 rows are read as x · 2^-exponent where this says so, and as zeros where they are negligible then
+  bool scaled = false;
+  int exponent = 0;
 
   const void* row(int64_t i) const { return data + i * stride * element; }
   bool allows(int64_t i) const { return valid == nullptr || valid[i]; }
+  // So that the longest row that may be picked has length near 1 (`in_range` of reference.py).
+  Source in_range() const {
+    double largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double size = allows(i) ? largest_of(static_cast<const double*>(row(i))) : 0;
+      if (std::isfinite(size)) largest = std::max(largest, size);
+    }
+    Source source = *this;
+    source.scaled = true;
+    std::frexp(largest, &source.exponent);
+    return source;
+  }
+  double largest_of(const double* x) const {
+    return std::transform_reduce(
+        x, x + d, 0.0, [](double a, double b) { return a > b ? a : b; }, [](double v) { return std::fabs(v); });
+  }
+  std::vector<double> scaled_row(int64_t i) const {
+    const double* const x = static_cast<const double*>(row(i));
+    std::vector<double> row(x, x + d);
+    for (double& value : row) value = std::ldexp(value, -exponent);
+    if (largest_of(row.data()) <= std::ldexp(1.0, kNegligible)) std::fill(row.begin(), row.end(), 0.0);
+    return row;
+  }
   // Rows of a large pool lie where no hardware looks ahead.
   void prefetch(int64_t i) const {
     const char* const from = static_cast<const char*>(row(i));
@@ -64,11 +97,14 @@ struct Rows {
 
   // Returns false when the row holds NaN or Inf.
   bool read(const Source& source, int64_t from, int64_t to, bool normalize) {
-    const double norm2 = greedy_kernels<T>().pack(source.row(from), source.type, d, normalize,
-                                                  normalize && source.type != RowType::kDouble, values.data() + to * d);
-    seen[to] = norm2 > 0;
-    squares[to] = normalize ? static_cast<double>(seen[to]) : norm2;
-    return std::isfinite(norm2);
+    std::vector<double> scaled;
+    if (source.scaled) scaled = source.scaled_row(from);
+    const PackedRow packed =
+        greedy_kernels<T>().pack(source.scaled ? scaled.data() : source.row(from), source.type, d, normalize,
+                                 normalize && source.type != RowType::kDouble, values.data() + to * d);
+    seen[to] = normalize ? std::sqrt(packed.squares) > kNormFloor : packed.any;
+    squares[to] = normalize ? static_cast<double>(packed.any) : packed.squares;
+    return packed.finite;
   }
 };
 
@@ -78,6 +114,7 @@ struct Picked {
   const Options& options;
   int64_t d, steps = 0;
   double trace = 0, frobenius = 0, gain = 0;
+  bool resolved = true;            // whether no q was all rounding
   std::vector<T> rows;             // (k, d) picks
   std::vector<double> directions;  // (k, d) w of the log-determinant
   std::vector<T> columns;          // (blocks, d, kGreedyBlock) all w, zero beyond the last
@@ -132,7 +169,7 @@ struct Picked {
     squares[steps] = square;
     weights[steps + 1] = weights[steps];
     if (options.logdet) {
-      weights[steps + 1] += add_direction(x);
+      weights[steps + 1] += add_direction(x, square);
     } else {
       weights[steps + 1] += square;
       std::copy(x, x + d, newest.begin());
@@ -184,7 +221,7 @@ struct Picked {
   }
 
   // w = A x / sqrt(1 + x A x). In float64, as what is left of |x|^2 / ridge is a small difference. Returns |w|^2.
-  double add_direction(const T* x) {
+  double add_direction(const T* x, double square) {
     const GreedyKernels<double>& kernels = greedy_kernels<double>();
     std::copy(x, x + d, wide_.begin());
     if (inverse_.size() > 0) {
@@ -199,6 +236,8 @@ struct Picked {
     double q;
     kernels.project(product_.data(), 1, wide_.data(), d, &q);
     q = std::max(q, 0.0);
+    const double noise = options.normalize ? 0 : square / kRidge * kNoise;
+    resolved &= !(noise > kLeastNoise && q < noise);
     gain += std::log1p(q);
     const double scale = 1 / std::sqrt(1 + q);
     for (int64_t j = 0; j < d; ++j) {

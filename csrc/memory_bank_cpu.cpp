@@ -27,9 +27,9 @@ bool is_finite(const T* x, int64_t d) {
   return std::all_of(x, x + d, [](T value) { return std::isfinite(value); });
 }
 
-/// Stores unit rows of z at `indices`, a later row over an earlier one: rows that are inactive stay as they are, zero
-/// rows make theirs unseen. `updated` holds the step of each row's last update, -1 where unseen. Returns by how many
-/// the seen rows have grown; throws before anything is written where z holds NaN or Inf.
+/// Stores unit rows of z at `indices`, a later row over an earlier one: rows that are inactive stay as they are, rows
+/// of length up to 1e-12 make theirs unseen. `updated` holds the step of each row's last update, -1 where unseen.
+/// Returns by how many the seen rows have grown; throws before anything is written where z holds NaN or Inf.
 int64_t memory_bank_update(const Tensor& embeddings, const Tensor& updated_, const Tensor& active_,
                            const Tensor& indices_, const Tensor& rows, int64_t step) {
   const Tensor z = dense_rows(rows), indices = checked_indices(indices_, embeddings.size(0));

@@ -124,7 +124,8 @@ def _greedy(z: Tensor, all_rows: bool, objective: str, window: list[float] | Non
         draws = torch.randint(n, (b, min(n, 12), 4), generator=_generator())
     valid = torch.rand((b, n), generator=_generator()) < 0.8
     valid[:, : min(n, 12)] = True
-    return z, start, draws, valid, min(n, 12), all_rows, objective, window, normalize
+    seed = torch.randint(1 << 62, (b,), generator=_generator())
+    return z, start, draws, valid, seed, min(n, 12), all_rows, objective, window, normalize
 
 
 def _cases() -> list[Case]:

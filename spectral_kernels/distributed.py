@@ -15,7 +15,7 @@ from spectral_kernels import checks
 from spectral_kernels.backends import choose
 from spectral_kernels.library import op
 from spectral_kernels.ops._rows import accumulation_dtype, is_negligible, read_rows
-from spectral_kernels.ops._selection import Selection, check_generator, check_window
+from spectral_kernels.ops._selection import Selection, check_generator, check_window, draw_seed, is_seen, row_keys
 from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import _significant, check_order, rank_of_spectrum
 from spectral_kernels.ops.greedy import OBJECTIVES, SPARE_DRAWS
@@ -189,7 +189,7 @@ def sharded_greedy_select(
 
     With m candidates per step, all draws are known up front: the drawn rows, k·m at most, are gathered once, and every
     rank builds the batch by itself. With `candidates=None` every rank scores its own rows, and a pick costs two small
-    collectives (the best score; then the lowest row within its tie and that row).
+    collectives (the best score; then the row of the lowest key within its tie).
 
     Args:
         shard: (n, d), this rank's rows of the pool; n may differ between ranks, the pool is their concatenation.
@@ -227,19 +227,27 @@ def _drawn_rows(
     draws = torch.randint(total, (1, k, candidates), generator=generator, device=generator.device).to(shard.device)
     needed = torch.cat([start.reshape(-1), draws.reshape(-1)]).unique()
     own = needed[(needed >= first) & (needed < first + len(shard))] - first
-    # a step that has nothing left to look at takes the lowest seen row, or the lowest one
-    lowest = torch.arange(min(k, len(shard)), device=shard.device)
-    seen = (shard != 0).any(1).nonzero().squeeze(1)[:k]
-    own = torch.cat([own, lowest, seen]).unique()
+    seed = draw_seed(shard.unsqueeze(0), generator)
+    # a step that has nothing left to look at takes the seen row of the lowest key, or the row of the lowest
+    order = row_keys(torch.arange(len(shard), device=shard.device) + first, total, seed).argsort()
+    own = torch.cat([own, order[:k], order[is_seen(shard)[order]][:k]]).unique()
     numbers = torch.cat(_gather_ragged(own + first, group))
     rows = torch.cat(_gather_ragged(shard[own].detach(), group))
+    # the gathered rows lie so that their order by key is what it is in the whole pool
+    gathered = torch.arange(len(numbers), device=shard.device)
+    place = torch.empty_like(gathered)
+    place[row_keys(numbers, total, seed).argsort()] = row_keys(gathered, len(numbers), seed).argsort()
+    rows, held = (
+        torch.empty_like(rows).index_copy(0, place, rows),
+        torch.empty_like(numbers).index_copy(0, place, numbers),
+    )
     edges = check_window(window)
     chosen = op("greedy_select")(
-        rows.unsqueeze(0), torch.searchsorted(numbers, start), torch.searchsorted(numbers, draws), None, k, False,
-        objective, edges, True, choose("greedy_select", rows.device, None),
+        rows.unsqueeze(0), place[torch.searchsorted(numbers, start)], place[torch.searchsorted(numbers, draws)], None,
+        seed, k, False, objective, edges, True, choose("greedy_select", rows.device, None),
     )  # fmt: skip
     indices, ranks, objectives = (part[0] for part in chosen)
-    return Selection(numbers[indices], ranks, objectives)
+    return Selection(held[indices], ranks, objectives)
 
 
 def _all_rows(
@@ -247,14 +255,15 @@ def _all_rows(
 ) -> Selection:
     """The reference's steps (ops/greedy/reference.py), each rank scoring its own rows."""
     d = shard.shape[1]
-    x = read_rows(shard.detach(), True, torch.float64)
-    seen = (x != 0).any(-1)
-    x = x.to(accumulation_dtype(shard.dtype)).double()
+    seen = is_seen(shard.detach())
+    x = read_rows(shard.detach(), True, torch.float64).to(accumulation_dtype(shard.dtype)).double()
     left = torch.ones(len(x), dtype=torch.bool, device=x.device)
     s = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    q = seen.double() / RIDGE
+    q = (x != 0).any(-1).double() / RIDGE
     inverse = torch.eye(d, dtype=torch.float64, device=x.device) / RIDGE
     start = torch.randint(total, (1, SPARE_DRAWS), generator=generator, device=generator.device)[0].tolist()
+    seed = draw_seed(shard.unsqueeze(0), generator)
+    keys = row_keys(torch.arange(len(x), device=x.device) + first, total, seed)
     t = squares = gain = 0.0
     indices, ranks, objectives = [], [], []
     for step in range(k):
@@ -267,12 +276,11 @@ def _all_rows(
         else:
             best = score[looked].max() if bool(looked.any()) else torch.tensor(-math.inf, dtype=torch.float64)
             best = _max(best, group)
-            near = (looked & (score >= best - TIE * best.abs() - TIE_FLOOR)).nonzero()
-            proposal = (first + int(near[0]), int(near[0])) if len(near) else None
+            proposal = _first(looked & (score >= best - TIE * best.abs() - TIE_FLOOR), keys)
         found = _lowest(proposal, x, s, q, first, group)
         if found is None:  # nothing seen is left to look at
-            rest = looked.nonzero() if bool(_max(looked.any().double(), group)) else left.nonzero()
-            found = _lowest((first + int(rest[0]), int(rest[0])) if len(rest) else None, x, s, q, first, group)
+            rest = looked if bool(_max(looked.any().double(), group)) else left
+            found = _lowest(_first(rest, keys), x, s, q, first, group)
         assert found is not None
         pick, score_s, score_q, row = found
         if first <= pick < first + len(x):
@@ -301,6 +309,14 @@ def _max(value: Tensor, group: Group) -> Tensor:
     value = value.clone()
     dist.all_reduce(value, dist.ReduceOp.MAX, group=group)
     return value
+
+
+def _first(rows: Tensor, keys: Tensor) -> tuple[int, int] | None:
+    """The lowest of the keys of a mask of own rows, and its row."""
+    if not bool(rows.any()):
+        return None
+    row = int(torch.where(rows, keys, 1 << 62).argmin())
+    return int(keys[row]), row
 
 
 def _lowest(

@@ -23,14 +23,16 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "batch_effective_rank2_backward": ("batch_effective_rank", "pool", "indices"),
     "batch_spectrum": ("batch_effective_rank", "pool", "indices"),
     "whiten": ("whiten", "z"),
-    "greedy_select": ("greedy_select", "pool", "valid"),
+    "greedy_select": ("greedy_select", "pool", "valid", "long"),
     "info_nce": ("info_nce", "query", "key", "queue"),
     "nt_xent": ("nt_xent", "z0", "z1"),
     "info_nce_grad_norms": ("info_nce_grad_norms", "query", "key", "queue"),
 }
+TOO_LONG = "is too long for the log-determinant: float64 does not resolve what it adds; normalise the rows"
 _COMPLAINTS = {
-    "indices": "holds an index outside the pool",
-    "valid": "leaves fewer rows than are to be picked",
+    "indices": "indices batch {batch} holds an index outside the pool",
+    "valid": "valid batch {batch} leaves fewer rows than are to be picked",
+    "long": "pool {row} " + TOO_LONG,
 }
 
 # words of an op, each 16 bytes from the next: Triton then compiles for one alignment
@@ -66,15 +68,15 @@ class _Block:
         ):
             for argument, value in zip(arguments, words[:, 0].tolist(), strict=False):
                 if value != CLEAN:
-                    found.append(f"{function}: {argument} {_place(argument, value)}")
+                    found.append(f"{function}: {_complaint(argument, value)}")
         self._read[:] = CLEAN
         return "; ".join(dict.fromkeys(found))
 
 
-def _place(argument: str, value: int) -> str:
+def _complaint(argument: str, value: int) -> str:
     batch, row = value >> 32, value & 0xFFFFFFFF
-    where = f"batch {batch} " if batch or argument in _COMPLAINTS else ""
-    return where + _COMPLAINTS.get(argument, f"row {row} holds NaN or Inf, or its squares leave float32")
+    where = f"batch {batch} row {row}" if batch else f"row {row}"
+    return _COMPLAINTS.get(argument, f"{argument} {{row}} holds NaN or Inf, or its squares leave float32").format(batch=batch, row=where)
 
 
 _blocks: dict[torch.device, _Block] = {}
@@ -146,11 +148,11 @@ def check() -> None:
     """Raise what kernels on GPUs have noted since it was last raised; waits for them.
 
     On the CPU a call raises for its own rows. On a GPU that would stall the stream: the kernels note the first row that
-    holds NaN or Inf, an index outside a pool, a mask that leaves too few rows, in pinned memory, and the next call of an
-    op on that GPU raises it if it is there by then. Call `check` where it must not be later, such as once a step or
-    before a result is used. Calls inside a CUDA graph, captured or replayed, note too, but raise nothing themselves; so
-    do those under `torch.compile` where that makes graphs of them. The backend `reference` notes nothing on a GPU.
-    `set_checks(False)` compiles the search out of the kernels.
+    holds NaN or Inf, an index outside a pool, a mask that leaves too few rows, a row too long for the log-determinant, in
+    pinned memory, and the next call of an op on that GPU raises it if it is there by then. Call `check` where it must not
+    be later, such as once a step or before a result is used. Calls inside a CUDA graph, captured or replayed, note too,
+    but raise nothing themselves; so do those under `torch.compile` where that makes graphs of them. The backend
+    `reference` notes nothing on a GPU. `set_checks(False)` compiles the search out of the kernels.
 
     Raises:
         ValueError: names the function, the argument and the first row, such as "covariance: z row 17 holds NaN or Inf".

@@ -22,7 +22,7 @@ SANITIZE = "SPECTRAL_KERNELS_SANITIZE"
 def load_emulation() -> ModuleType:
     """The module, compiled when its sources have changed."""
     csrc = ROOT / "csrc"
-    sources = [csrc / name for name in ("emulation.cpp", "emulation.h", "device.h")]
+    sources = [csrc / name for name in ("emulation.cpp", "emulation.h", "device.h", "greedy_key.h")]
     sources += sorted(csrc.glob("*_cuda.h"))
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     sanitize = os.environ.get(SANITIZE)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import spectral_kernels as sk
 from spectral_kernels import checks
+from spectral_kernels.ops._selection import row_keys
 from spectral_kernels.ops.effective_rank import triton as effective_rank
 from spectral_kernels.ops.greedy import reference
 from spectral_kernels.ops.greedy import triton as greedy
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning
 
 FAR = 1 << 40
 N, K = 20, 4
+# of the keys of a pool's rows
+SEED = torch.tensor([12345 << 40])
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +56,14 @@ def pick(
     objective: str, window: list[float] | None = None, normalize: bool = True, k: int = K,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     all_rows = draws is None or window is not None
+    seed = SEED.expand(len(pool)).contiguous()
     if backend == "triton":
-        return greedy.greedy_select(pool, start, draws, valid, k, all_rows, objective, window, normalize)
+        return greedy.greedy_select(pool, start, draws, valid, seed, k, all_rows, objective, window, normalize)
     if window is not None:
         pytest.skip("csrc has no window")
     *found, _plan = emulation.greedy_select(
         pool.numpy(), start.numpy(), None if draws is None else draws.numpy(),
-        None if valid is None else valid.numpy(), k, objective == "logdet", normalize, multiprocessors=3,
+        None if valid is None else valid.numpy(), seed.numpy(), k, objective == "logdet", normalize, multiprocessors=3,
         limit=CHIP_LIMIT, descending=True,
     )  # fmt: skip
     return tuple(torch.from_numpy(part) for part in found)
@@ -120,8 +124,8 @@ def test_rows_that_are_not_finite_are_never_picked(
     valid = torch.ones(1, n, dtype=torch.bool)
     valid[0, 3] = valid[0, n - 1] = False
     start = torch.tensor([[3, 1]])
-    expected = reference.greedy_select(pool, start, draws, valid, K, draws is None or window is not None, objective,
-                                       window, normalize)  # fmt: skip
+    expected = reference.greedy_select(pool, start, draws, valid, SEED, K, draws is None or window is not None,
+                                       objective, window, normalize)  # fmt: skip
     pool[0, 3, 4] = pool[0, n - 1, 0] = bad
     found = pick(backend, emulation, guarded(pool), start, draws, None, objective, window, normalize)
     assert torch.equal(found[0], expected[0])
@@ -161,11 +165,11 @@ def test_starts_and_draws_outside_the_pool_are_passed_over(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("far", (-1, FAR))
 def test_no_start_and_no_draw_inside_the_pool(emulation: ModuleType, backend: str, objective: str, far: int) -> None:
-    """As with draws that are all taken: the lowest rows."""
+    """As with draws that are all taken: the rows of the lowest keys."""
     pool = torch.randn(1, N, 4)
     draws = torch.full((1, K, 3), far)
     indices = pick(backend, emulation, pool, torch.tensor([[far]]), draws, None, objective)[0]
-    assert indices[0].tolist() == list(range(K))
+    assert indices[0].tolist() == row_keys(torch.arange(N), N, SEED).argsort()[:K].tolist()
 
 
 @pytest.mark.parametrize("normalize", (True, False))

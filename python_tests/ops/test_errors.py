@@ -110,6 +110,7 @@ def test_a_mask_of_too_few_is_named_by_its_batch(all_rows: bool) -> None:
             start,
             None if all_rows else draws,
             valid,
+            torch.tensor([5, 6]),
             3,
             all_rows,
             "effective_rank",
@@ -161,7 +162,7 @@ def launched() -> list[Any]:
         covariance.covariance(z[None], True, True, 0, "ieee")
         covariance.covariance(z[None, :, :5], True, True, 0, "ieee")
         effective_rank.batch_effective_rank2(z, meta(3, 9, dtype=torch.int64), False, True)
-        greedy.greedy_select(z[None], start, None, None, 1, True, "effective_rank", None, True)
+        greedy.greedy_select(z[None], start, None, None, start[0], 1, True, "effective_rank", None, True)
         infonce.nt_xent(z, z, 0.5, "ieee")
         infonce.info_nce_grad_norms(z, z, None, 0.5, "info_nce", "ieee")
     return [record for record in records if "errors" in record.signature]
@@ -286,7 +287,7 @@ def test_the_chip_notes_rows_and_masks(emulation: ModuleType) -> None:
         words[:] = CLEAN
         start = torch.zeros(len(pool), 1, dtype=torch.int64).numpy()
         emulation.greedy_select(
-            pool.numpy(), start, None, valid.numpy(), k, False, True, multiprocessors=3, limit=CHIP_LIMIT,
+            pool.numpy(), start, None, valid.numpy(), start[:, 0], k, False, True, multiprocessors=3, limit=CHIP_LIMIT,
             descending=False, words=words,
         )  # fmt: skip
         found: list[int] = words[::STRIDE].tolist()

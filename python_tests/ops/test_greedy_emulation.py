@@ -17,6 +17,11 @@ def emulation() -> ModuleType:
     return load_emulation()
 
 
+def seeds(pool: Tensor) -> Tensor:
+    """Of the pools' keys."""
+    return torch.randint(1 << 62, (len(pool),), generator=torch.Generator().manual_seed(pool.shape[1]))
+
+
 def select(
     emulation: ModuleType, pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, k: int,
     objective: str = "effective_rank", normalize: bool = True, *, multiprocessors: int = 3, limit: int = CHIP_LIMIT,
@@ -29,8 +34,8 @@ def select(
     def call(descending: bool) -> tuple[Any, ...]:
         found = emulation.greedy_select(
             pool.numpy(), start.numpy(), None if draws is None else draws.numpy(),
-            None if valid is None else valid.numpy(), k, objective == "logdet", normalize, multiprocessors, limit,
-            descending,
+            None if valid is None else valid.numpy(), seeds(pool).numpy(), k, objective == "logdet", normalize,
+            multiprocessors, limit, descending,
         )  # fmt: skip
         return tuple(torch.from_numpy(part) for part in found[:3]), found[3]
 
@@ -49,7 +54,7 @@ def check(
         emulation, pool, start, draws, valid, k, objective, normalize, **machine
     )  # fmt: skip
     expected, expected_ranks, expected_objectives = reference.greedy_select(
-        pool, start, draws, valid, k, draws is None, objective, None, normalize
+        pool, start, draws, valid, seeds(pool), k, draws is None, objective, None, normalize
     )
     if objective == "logdet":
         # near-ties are decided by rounding: the objective reached is compared
@@ -113,7 +118,7 @@ def test_it_takes_all_of_a_small_pool(emulation: ModuleType, n: int, multiproces
 
 @pytest.mark.parametrize("candidates", (None, 6, 60))
 @pytest.mark.parametrize("normalize", (True, False))
-def test_ties_go_to_the_lowest_row(emulation: ModuleType, normalize: bool, candidates: int | None) -> None:
+def test_ties_go_to_the_first_draw_or_the_lowest_key(emulation: ModuleType, normalize: bool, candidates: int | None) -> None:
     rows = torch.randn(25, 4)
     pool = torch.cat([rows, 3 * rows if normalize else rows, rows, 0.1 * rows if normalize else rows])[None]
     _, start, draws, *_ = inputs((1, 100, 4), torch.float32, 24, candidates)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectral_kernels import checks
 from spectral_kernels.backends import float64_needed
+from spectral_kernels.ops._rows import NORM_FLOOR
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,40 @@ def sample_without_replacement(
         for _ in range(-(-draws // per_permutation))
     ]
     return torch.cat(rows)[:draws].to(like.device)
+
+
+def is_seen(rows: Tensor, normalize: bool = True) -> Tensor:
+    """(..., n) bool: rows (..., n, d) longer than `NORM_FLOOR`; all but zero rows where they are not normalised."""
+    largest = rows.abs().amax(-1)
+    if not normalize:
+        return largest > 0
+    wide = rows.double()
+    scale = torch.where(largest > 0, largest, 1.0).double()
+    norm: Tensor = scale * torch.linalg.vector_norm(wide / scale[..., None], dim=-1)
+    return norm > NORM_FLOOR
+
+
+# rounds of `row_keys`, bits of the seed from one to the next, their factor, and the least bits of a key
+KEY_ROUNDS, KEY_STEP, KEY_FACTOR, KEY_BITS = 5, 10, 0x9E3779B1, 10
+SEED_BITS = 62
+
+
+def draw_seed(pool: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(b,) int64 on the pool's device: what `row_keys` makes of the rows of each pool is drawn here."""
+    device = pool.device if generator is None else generator.device
+    return torch.randint(1 << SEED_BITS, (pool.shape[0],), generator=generator, device=device).to(pool.device)
+
+
+def row_keys(rows: Tensor, n: int, seed: Tensor | int) -> Tensor:
+    """Keys of rows (int64) of a pool of n, all different: the order of the rows by them is random, as `seed` is.
+
+    A bijection of [0, 2^bits), the least such that holds n rows and 1024, in a few instructions: no kernel sorts rows or
+    keeps their keys. Other implementations: `ops/greedy/triton.py`, csrc/greedy_key.h.
+    """
+    bits = max(KEY_BITS, (n - 1).bit_length())
+    mask, half = (1 << bits) - 1, (bits + 1) // 2
+    key = rows
+    for step in range(KEY_ROUNDS):
+        key = ((key ^ (seed >> KEY_STEP * step & mask)) * KEY_FACTOR) & mask
+        key = key ^ (key >> half)
+    return key ^ (seed >> (SEED_BITS - bits) & mask)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from spectral_kernels import backends, checks
 from spectral_kernels.library import cpp_call
-from spectral_kernels.ops._rows import NORM_FLOOR, accumulation_dtype
+from spectral_kernels.ops._rows import accumulation_dtype, read_rows
+from spectral_kernels.ops._selection import is_seen
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class MemoryBank:
     def update(self, indices: Tensor, z: Tensor) -> None:
         """Store new embeddings, L2-normalised, detached and cast to the bank's dtype.
 
-        Where an index occurs twice, the later row wins. A zero row has no direction: its sample
-        becomes unseen. A retired row stays as it is: its sample was on its way when it was retired.
+        Where an index occurs twice, the later row wins. A row of length up to 1e-12 has no direction
+        to speak of: its sample becomes unseen. A retired row stays as it is: its sample was on its way when it was retired.
 
         Args:
             indices: (b,) whole numbers in [0, n), a tensor, array or list.
@@ -162,9 +163,8 @@ class MemoryBank:
         finite = values.isfinite().all(1)
         if checks.enabled() and not bool(finite.all()):
             checks.bad_row(~finite, "z")
-        norm = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-        zero = (norm <= NORM_FLOOR) | ~self._active[rows][:, None]
-        values = torch.where(zero, 0.0, values / norm).to(self.embeddings.dtype)
+        zero = ((finite & ~is_seen(values)) | ~self._active[rows])[:, None]
+        values = torch.where(zero, 0.0, read_rows(values, True)).to(self.embeddings.dtype)
 
         # every occurrence of an index writes the row of its last one, so the order of writing is free
         ordered, order = rows.sort(stable=True)

@@ -16,6 +16,7 @@ from spectral_kernels.ops._selection import (
     check_valid,
     check_window,
     draw_rows,
+    draw_seed,
 )
 
 __all__ = ["OBJECTIVES", "Selection", "greedy_select"]
@@ -23,14 +24,16 @@ __all__ = ["OBJECTIVES", "Selection", "greedy_select"]
 OBJECTIVES = ("effective_rank", "logdet")
 
 # rows drawn for the first pick, and per step inside a window when every row is a candidate: so many that a cold pool
-# seldom falls through to the lowest row
+# seldom has none that is seen among them
 SPARE_DRAWS = 16
 
 # pools up to here have their Gram matrix made beforehand on a GPU (order 2, all rows)
 GRAM_ROWS = 4096
 
 
-def _fake(pool: Tensor, start: Tensor, draws: Any, valid: Any, k: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    pool: Tensor, start: Tensor, draws: Any, valid: Any, seed: Tensor, k: int, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = accumulation_dtype(pool.dtype)
     shape = (pool.shape[0], k)
     return (
@@ -42,8 +45,8 @@ def _fake(pool: Tensor, start: Tensor, draws: Any, valid: Any, k: int, *_: Any) 
 
 # indices have no gradient; the C++ and Triton kernels look for NaN as they read the rows
 define(
-    "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, SymInt k, bool all_rows, str objective, "
-    "float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)",
+    "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, SymInt k, bool all_rows, "
+    "str objective, float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)",
     room="greedy",
     fake=_fake,
     cuda="own",
@@ -135,6 +138,7 @@ def greedy_select(
     draws = None
     if candidates is not None or edges is not None:
         draws = draw_rows(flat, left, (k, SPARE_DRAWS if candidates is None else candidates), generator)
+    seed = draw_seed(flat, generator)
     name = choose(
         "greedy_select",
         pool.device,
@@ -151,5 +155,7 @@ def greedy_select(
         ),
     )
     all_rows = candidates is None
-    chosen = op("greedy_select")(flat.detach(), first, draws, mask, k, all_rows, objective, edges, normalize, name)
+    chosen = op("greedy_select")(
+        flat.detach(), first, draws, mask, seed, k, all_rows, objective, edges, normalize, name
+    )
     return Selection(*(part.reshape(*pool.shape[:-2], k) for part in chosen))

@@ -5,7 +5,7 @@ u = x_i for order 2; for the log-determinant u_i = A x_i / √(1 + q_i) with A =
 and q_j = ‖x_j‖²/δ − Σ (x_j·u)². With all rows as candidates these sums are kept for every row; for order 2 and pools of up to
 `GRAM_ROWS` rows a step reads one row of a Gram matrix made beforehand on the whole chip, of rows normalised on the way. With m
 candidates the sums are worked out for the draws alone, against the picks so far. Scores are float64 throughout; the rules are
-those of reference.py.
+those of reference.py, keys of rows those of `row_keys`, computed where rows tie and nowhere kept.
 """
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectral_kernels.errors import words as error_words
 from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.ops._selection import KEY_BITS, KEY_FACTOR, KEY_ROUNDS, KEY_STEP, SEED_BITS
 from spectral_kernels.ops._triton import (
     FLOOR,
     WORD,
@@ -30,13 +31,31 @@ from spectral_kernels.ops._triton import (
 )
 from spectral_kernels.ops.covariance.triton import moments
 from spectral_kernels.ops.greedy import GRAM_ROWS
-from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
+from spectral_kernels.ops.greedy.reference import (
+    LEAST_NOISE,
+    LONGEST_SQUARE,
+    NOISE,
+    RIDGE,
+    TIE,
+    TIE_FLOOR,
+    in_range,
+)
 
 TIE_SHARE = tl.constexpr(TIE)
 TIE_LEAST = tl.constexpr(TIE_FLOOR)
 DELTA = tl.constexpr(RIDGE)
+NOISE_SHARE = tl.constexpr(NOISE)
+NOISE_LEAST = tl.constexpr(LEAST_NOISE)
+LONGEST = tl.constexpr(LONGEST_SQUARE)
 
-# what `free` holds of a row: 0, taken, masked out or not finite; left but zero; left and seen
+ROUNDS = tl.constexpr(KEY_ROUNDS)
+STEP = tl.constexpr(KEY_STEP)
+FACTOR = tl.constexpr(KEY_FACTOR)
+# modulo 2³², which no pool exceeds
+INVERSE_FACTOR = tl.constexpr(pow(KEY_FACTOR, -1, 1 << 32))
+SEED = tl.constexpr(SEED_BITS)
+
+# what `free` holds of a row: 0, taken, masked out or not finite; left but unseen; left and seen
 FREE_UNSEEN = tl.constexpr(1)
 FREE_SEEN = tl.constexpr(2)
 
@@ -44,7 +63,7 @@ FREE_SEEN = tl.constexpr(2)
 @triton.jit(do_not_specialize=["n", "row_blocks", "z_batch", "z_row"])
 def read_pool_kernel(
     pool, valid, rows_out, squares, free, errors, n, d, row_blocks, z_unit, z_batch, z_row,
-    NORMALIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    NORMALIZE: tl.constexpr, LOGDET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Normalised rows in the accumulation dtype, their ‖x‖² (exactly 1 when normalised) and whether they are free."""
     z_batch = z_batch.to(tl.int64) * z_unit
@@ -64,45 +83,43 @@ def read_pool_kernel(
         square += tl.sum(x * x, 1)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
         poison += tl.sum(x - x, 1)
+    # squares of float64 may overflow or vanish: such rows are measured by their largest element
+    unit = tl.full([BLOCK_N], 1.0, dtype=tl.float64)
+    if NORMALIZE and pool.dtype.element_ty == tl.float64:
+        unit = tl.where(largest > 0, largest, 1.0)
+        square = tl.zeros([BLOCK_N], dtype=tl.float64)
+        for first in range(0, d, BLOCK_D):
+            columns = first + tl.arange(0, BLOCK_D)
+            inside = (rows < n)[:, None] & (columns < d)[None, :]
+            x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0) / unit[:, None]
+            square += tl.sum(x * x, 1)
     finite = poison == 0
     if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
         if tl.min(tl.where(finite, 1, 0), 0) == 0:
             note(errors, batch * 4294967296 + tl.min(tl.where(finite, n, rows), 0))
+    if LOGDET and not NORMALIZE:
+        too_long = finite & (square > LONGEST)
+        if errors is not None:  # noqa: SIM102
+            if tl.max(tl.where(too_long, 1, 0), 0) > 0:
+                note(errors + 2 * WORD, batch * 4294967296 + tl.min(tl.where(too_long, rows, n), 0))
+        finite = finite & (too_long == 0)
+    seen = largest > 0
     if NORMALIZE:
-        length = tl.maximum(tl.sqrt(square), FLOOR)
+        length = tl.where(seen, tl.sqrt(square), 1.0)
         for first in range(0, d, BLOCK_D):
             columns = first + tl.arange(0, BLOCK_D)
             inside = (rows < n)[:, None] & (columns < d)[None, :]
             x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
             at = rows_out + (batch * n + rows)[:, None] * d + columns[None, :]
-            tl.store(at, (x / length[:, None]).to(rows_out.dtype.element_ty), mask=inside)
-        square = tl.where(largest > 0, 1.0, 0.0).to(tl.float64)
-    state = tl.where(finite, tl.where(largest > 0, FREE_SEEN, FREE_UNSEEN), 0)
+            tl.store(at, (x / unit[:, None] / length[:, None]).to(rows_out.dtype.element_ty), mask=inside)
+        square = tl.where(seen, 1.0, 0.0).to(tl.float64)
+        seen = seen & (unit * length > FLOOR)
+    state = tl.where(finite, tl.where(seen, FREE_SEEN, FREE_UNSEEN), 0)
     if valid is not None:
         allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
         state = tl.where(allowed != 0, state, 0)
     tl.store(squares + batch * n + rows, square, mask=rows < n)
     tl.store(free + batch * n + rows, state.to(tl.uint8), mask=rows < n)
-
-
-@triton.jit
-def read_diagonal(gram, valid, squares, free, batch, n, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """What `read_pool_kernel` says of the rows, from the diagonal of their Gram matrix."""
-    for first in range(0, n, BLOCK):
-        rows = first + tl.arange(0, BLOCK)
-        square = tl.load(gram + rows.to(tl.int64) * (n + 1), mask=rows < n, other=0.0)
-        # NaN or Inf, of a row or of its square, is in no other row's products but those with it
-        finite = square - square == 0
-        state = tl.where(finite, tl.where(square > 0, FREE_SEEN, FREE_UNSEEN), 0)
-        if valid is not None:
-            allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
-            state = tl.where(allowed != 0, state, 0)
-        if NORMALIZE:
-            square = tl.where(square > 0, 1.0, 0.0).to(tl.float64)
-        tl.store(squares + rows, square, mask=rows < n)
-        tl.store(free + rows, state.to(tl.uint8), mask=rows < n)
-    # they are read again by other threads
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -119,16 +136,41 @@ def first_free(listed, count, free, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def lowest_free(free, n, BLOCK: tl.constexpr):
-    """Lowest row that is free and seen, failing that the lowest free row; n if none is left."""
-    seen = n
-    left = n
+def keys_of(rows, seed, bits):
+    """`row_keys` of a pool whose keys have so many bits; products stay below 2⁶³."""
+    mask = (tl.full([], 1, dtype=tl.int64) << bits) - 1
+    key = rows.to(tl.int64)
+    for step in tl.static_range(ROUNDS):
+        key = ((key ^ ((seed >> (STEP * step)) & mask)) * FACTOR) & mask
+        key = key ^ (key >> ((bits + 1) // 2))
+    return key ^ ((seed >> (SEED - bits)) & mask)
+
+
+@triton.jit
+def row_of(key, seed, bits):
+    """The row that has a key."""
+    mask = (tl.full([], 1, dtype=tl.int64) << bits) - 1
+    row = key ^ ((seed >> (SEED - bits)) & mask)
+    for back in tl.static_range(ROUNDS):
+        row = row ^ (row >> ((bits + 1) // 2))
+        row = ((row * (INVERSE_FACTOR & mask)) & mask) ^ ((seed >> (STEP * (ROUNDS - 1 - back))) & mask)
+    return row
+
+
+@triton.jit
+def first_left(free, n, seed, bits, BLOCK: tl.constexpr):
+    """The row of the lowest key that is free and seen, failing that the free row of the lowest; n if none is left."""
+    none = tl.full([], 1, dtype=tl.int64) << bits
+    seen = none
+    left = none
     for first in range(0, n, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         state = tl.load(free + rows, mask=rows < n, other=0)
-        seen = tl.minimum(seen, tl.min(tl.where(state == FREE_SEEN, rows, n), 0))
-        left = tl.minimum(left, tl.min(tl.where(state != 0, rows, n), 0))
-    return tl.where(seen < n, seen, left).to(tl.int64)
+        keys = keys_of(rows, seed, bits)
+        seen = tl.minimum(seen, tl.min(tl.where(state == FREE_SEEN, keys, none), 0))
+        left = tl.minimum(left, tl.min(tl.where(state != 0, keys, none), 0))
+    key = tl.where(seen < none, seen, left)
+    return tl.where(key < none, row_of(key, seed, bits), n).to(tl.int64)
 
 
 @triton.jit
@@ -150,8 +192,10 @@ def within_tie(value, best):
 
 
 @triton.jit
-def best_of_all(overlaps, squares, free, n, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK: tl.constexpr):
-    """Lowest free row whose score ties with the best of all; n if no row is free and seen."""
+def best_of_all(
+    overlaps, squares, free, n, seed, bits, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Of the free rows whose score ties with the best of all that of the lowest key; n if no row is free and seen."""
     best = tl.full([], float("-inf"), dtype=tl.float64)
     for first in range(0, n, BLOCK):
         rows = first + tl.arange(0, BLOCK)
@@ -160,15 +204,18 @@ def best_of_all(overlaps, squares, free, n, t, frobenius, sign, LOGDET, NORMALIZ
         square = tl.load(squares + rows, mask=rows < n, other=1.0)
         value = signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE)
         best = tl.maximum(best, tl.max(tl.where(usable, value, float("-inf")), 0))
-    pick = n
+    none = tl.full([], 1, dtype=tl.int64) << bits
+    key = none
     for first in range(0, n, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         usable = tl.load(free + rows, mask=rows < n, other=0) == FREE_SEEN
         overlap = tl.load(overlaps + rows, mask=rows < n, other=0.0)
         square = tl.load(squares + rows, mask=rows < n, other=1.0)
         value = signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE)
-        pick = tl.minimum(pick, tl.min(tl.where(usable & within_tie(value, best), rows, n), 0))
-    return pick.to(tl.int64)
+        ties = usable & within_tie(value, best)
+        if tl.max(tl.where(ties, 1, 0), 0) > 0:
+            key = tl.minimum(key, tl.min(tl.where(ties, keys_of(rows, seed, bits), none), 0))
+    return tl.where(key < none, row_of(key, seed, bits), n).to(tl.int64)
 
 
 @triton.jit
@@ -176,7 +223,7 @@ def best_of_draws(
     drawn, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign, LOGDET, NORMALIZE,
     BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Lowest drawn row, free and seen, whose score ties with the best of the draws; n if there is none."""
+    """First drawn row, free and seen, whose score ties with the best of the draws; n if there is none."""
     best = tl.full([], float("-inf"), dtype=tl.float64)
     for first in range(0, m, BLOCK_M):
         at = first + tl.arange(0, BLOCK_M)
@@ -206,26 +253,26 @@ def best_of_draws(
         tl.store(scores + at, value, mask=at < m)
         best = tl.maximum(best, tl.max(value, 0))
     tl.debug_barrier()
-    pick = tl.full([], 0, dtype=tl.int64) + n
+    place = m
     for first in range(0, m, BLOCK_M):
         at = first + tl.arange(0, BLOCK_M)
-        rows = tl.load(drawn + at, mask=at < m, other=0)
         value = tl.load(scores + at, mask=at < m, other=float("-inf"))
         usable = (value > float("-inf")) & within_tie(value, best)
-        pick = tl.minimum(pick, tl.min(tl.where(usable, rows, n), 0))
-    return pick
+        place = tl.minimum(place, tl.min(tl.where(usable, at, m), 0))
+    row = tl.load(drawn + tl.minimum(place, m - 1))
+    return tl.where(place < m, row, n).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["n", "k", "s", "m"])
+@triton.jit(do_not_specialize=["n", "bits", "k", "s", "m"])
 def greedy_kernel(
-    x, start, draws, gram, valid, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
-    errors, n_unit, n, d, k, s, m, low, low_rest, high, high_rest,
+    x, start, draws, gram, seeds, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
+    errors, n_unit, n, bits, d, k, s, m, low, low_rest, high, high_rest,
     ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, WINDOW: tl.constexpr, NORMALIZE: tl.constexpr,
     BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The k steps of one pool. `x` (b, n, d), `squares` and `free` are as `read_pool_kernel` left them; `vectors` (b, k, d)
-    takes u. With `gram` the last two are made here, of its diagonal and `valid`, and x is not looked at.
+    takes u. With `gram` x is not looked at. Keys have `bits` bits.
     """
     BLOCK_R: tl.constexpr = TILE // BLOCK_D if TILE > BLOCK_D else 1
     n *= n_unit
@@ -245,9 +292,9 @@ def greedy_kernel(
         vectors += batch * k * d
     if gram is not None:
         gram += batch * n * n
-        read_diagonal(gram, valid, squares, free, batch, n, NORMALIZE, BLOCK_L)
     if draws is not None:
         draws += batch * k * m
+    seed = tl.load(seeds + batch)
     columns = tl.arange(0, BLOCK_D)
     zero = tl.full([], 0.0, dtype=tl.float64)
     lower = zero + low + low_rest
@@ -271,14 +318,16 @@ def greedy_kernel(
                 pick = first_free(draws + at_step * m, m, free, n, BLOCK_M)
         else:
             if ALL_ROWS:
-                pick = best_of_all(overlaps, squares, free, n, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK_L)
+                pick = best_of_all(
+                    overlaps, squares, free, n, seed, bits, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK_L
+                )  # fmt: skip
             else:
                 pick = best_of_draws(
                     draws + at_step * m, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign,
                     LOGDET, NORMALIZE, BLOCK_M, BLOCK_S, BLOCK_K,
                 )  # fmt: skip
         if pick >= n:
-            pick = lowest_free(free, n, BLOCK_L)
+            pick = first_left(free, n, seed, bits, BLOCK_L)
         # where no row is left, as after a mask of too few, the step takes a row of zeros: sums and rank stay as they are
         found = pick < n
         if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
@@ -316,6 +365,10 @@ def greedy_kernel(
             tl.debug_barrier()
         if LOGDET:
             q = tl.maximum(q, 0.0)
+            if errors is not None and not NORMALIZE:
+                noise = square / DELTA * NOISE_SHARE
+                if (noise > NOISE_LEAST) & (q < noise):
+                    note(errors + 2 * WORD, batch * 4294967296 + pick)
             vector = vector / tl.sqrt(1.0 + q)
             gain += tl.log(1.0 + q)
         if LOGDET or not ALL_ROWS:
@@ -359,31 +412,30 @@ def _wants_gram(n: int, k: int) -> bool:
 
 
 def greedy_select(
-    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, k: int, all_rows: bool, objective: str,
-    window: list[float] | None, normalize: bool,
+    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int, all_rows: bool,
+    objective: str, window: list[float] | None, normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    pool, k, words = dense_rows(pool), int(k), error_words(pool)
+    pool, k, words = dense_rows(in_range(pool, valid, objective, normalize)), int(k), error_words(pool)
     b, n, d = pool.shape
     acc = accumulation_dtype(pool.dtype)
     squares = pool.new_empty(b, n, dtype=torch.float64)
     free = pool.new_empty(b, n, dtype=torch.uint8)
     mask = None if valid is None else valid.contiguous().view(torch.uint8)
     logdet = objective == "logdet"
+    rows = pool.new_empty(b, n, d, dtype=acc) if normalize else pool.contiguous()
+    blocks = -(-n // READ["BLOCK_N"])
+    launch(
+        read_pool_kernel,
+        b * blocks,
+        (pool, mask, rows if normalize else None, squares, free, words, n, d, blocks, *batch_strides(pool)),
+        {"NORMALIZE": normalize, "LOGDET": logdet},
+        READ,
+    )
     gram = None
     if all_rows and not logdet and _wants_gram(n, k):
         # half precision goes by way of float32, exactly: Triton 3.6 compiles no float64 products of it
-        rows = pool if pool.dtype == torch.float64 else pool.float()
-        gram = moments(rows, None, False, normalize, acc=torch.float64, gram=True).matrix
-    else:
-        rows = pool.new_empty(b, n, d, dtype=acc) if normalize else pool.contiguous()
-        blocks = -(-n // READ["BLOCK_N"])
-        launch(
-            read_pool_kernel,
-            b * blocks,
-            (pool, mask, rows if normalize else None, squares, free, words, n, d, blocks, *batch_strides(pool)),
-            {"NORMALIZE": normalize},
-            READ,
-        )
+        wide = rows if rows.dtype == torch.float64 else rows.float()
+        gram = moments(wide, None, False, False, acc=torch.float64, gram=True).matrix
     candidates = 1 if draws is None else draws.shape[-1]
     low, high = (0.0, 0.0) if window is None else window
     indices = start.new_empty(b, k)
@@ -392,13 +444,13 @@ def greedy_select(
         greedy_kernel,
         b,
         (
-            rows, start.contiguous(), None if draws is None else draws.contiguous(), gram, mask,
+            rows, start.contiguous(), None if draws is None else draws.contiguous(), gram, seed.contiguous(),
             squares, free,
             pool.new_zeros(b, n, dtype=torch.float64) if all_rows else None,
             pool.new_empty(b, k, d, dtype=torch.float64) if logdet or not all_rows else None,
             None if all_rows else pool.new_empty(b, candidates, dtype=torch.float64),
             indices, ranks, objectives, words, *(in_units(n) if gram is not None else (1, n)),
-            d, k, start.shape[-1], candidates,
+            max(KEY_BITS, (n - 1).bit_length()), d, k, start.shape[-1], candidates,
             *split_float(low * (1 - TIE)), *split_float(high * (1 + TIE)),
         ),
         {
@@ -418,7 +470,8 @@ def aot_calls() -> list[AotCall]:
         start = torch.empty(1, 16, dtype=torch.int64, device="meta")
         draws = torch.empty(1, 256, 64, dtype=torch.int64, device="meta") if window or not all_rows else None
         valid = torch.empty(1, n, dtype=torch.bool, device="meta")
-        greedy_select(pool, start, draws, valid, 256, all_rows, objective, window, window is None)
+        seed = torch.empty(1, dtype=torch.int64, device="meta")
+        greedy_select(pool, start, draws, valid, seed, 256, all_rows, objective, window, window is None)
 
     return [
         lambda: call(4096, 128, True, "effective_rank", torch.float32, None),
