@@ -27,18 +27,6 @@ def distinct_rows(n: int, k: int, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[:k]]
 
 
-def process_group(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
-    """num_replicas and rank, from torch.distributed where not given."""
-    running = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if num_replicas is None:
-        num_replicas = torch.distributed.get_world_size() if running else 1
-    if rank is None:
-        rank = torch.distributed.get_rank() if running else 0
-    checks.integer(num_replicas, "num_replicas", 1)
-    checks.integer(rank, "rank", 0, num_replicas - 1)
-    return num_replicas, rank
-
-
 class ShardSampler(Sampler[int]):
     """The rows of one rank in one epoch, in random order.
 
@@ -47,24 +35,78 @@ class ShardSampler(Sampler[int]):
     p % num_replicas. Shards are equally long: with `drop_last` the rows at the end of the
     permutation that do not deal out evenly sit the epoch out, without it the last places are filled
     with its first rows (both as in `torch.utils.data.DistributedSampler`).
+
+    Ranks that are not given are those of torch.distributed's process group whenever they are asked
+    for, 1 and 0 without one: a sampler may be made before the group.
+
+    Iterated itself, it begins with the present epoch, and each further time takes the next one, until
+    that is set or the batch sampler begins one; `epoch` does not move.
+
+    Attributes:
+        epoch: the one that was set or begun last.
+        begun: whether batches of it were asked for since it was set.
     """
 
     def __init__(
-        self, n: int, num_replicas: int, rank: int, seed: int, drop_last: bool, bank: MemoryBank | None = None
+        self,
+        n: int,
+        num_replicas: int | None,
+        rank: int | None,
+        seed: int,
+        drop_last: bool,
+        bank: MemoryBank | None = None,
     ) -> None:
-        self.n, self.num_replicas, self.rank, self.seed = n, num_replicas, rank, seed
-        self.drop_last, self.bank = drop_last, bank
-        self.epoch = 0
-        self._rows: tuple[tuple[int, int], Tensor] | None = None
+        if num_replicas is not None:
+            checks.integer(num_replicas, "num_replicas", 1)
+        if rank is not None:
+            checks.integer(rank, "rank", 0, None if num_replicas is None else num_replicas - 1)
+        self.n, self.seed, self.drop_last, self.bank = n, seed, drop_last, bank
+        self._given = num_replicas, rank
+        self.epoch, self.begun = 0, False
+        self._passes = 0
+        self._rows: tuple[tuple[int, ...], Tensor] | None = None
+
+    @property
+    def num_replicas(self) -> int:
+        """Ranks that share the rows."""
+        given = self._given[0]
+        if given is not None:
+            return given
+        return torch.distributed.get_world_size() if _group_runs() else 1
+
+    @property
+    def rank(self) -> int:
+        """Whose rows these are.
+
+        Raises:
+            ValueError: out of [0, num_replicas), or neither given nor to be had from a group.
+        """
+        rank, replicas = self._given[1], self.num_replicas
+        if rank is None:
+            if not _group_runs() and replicas > 1:
+                raise ValueError(
+                    f"num_replicas = {replicas} is given, but neither rank nor a process group to ask for it"
+                )
+            rank = torch.distributed.get_rank() if _group_runs() else 0
+        return checks.integer(rank, "rank", 0, replicas - 1)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = checks.integer(epoch, "epoch", 0)
+        self.epoch, self.begun = checks.integer(epoch, "epoch", 0), False
+        self._passes = 0
 
-    def rows(self) -> Tensor:
-        """(len(self),) int64."""
-        key = self.epoch, 0 if self.bank is None else self.bank.changes
+    def begin(self) -> None:
+        """Begin the epoch that was set, or else the next one."""
+        if self.begun:
+            self.epoch += 1
+        self.begun = True
+        self._passes = 0
+
+    def rows(self, epoch: int | None = None) -> Tensor:
+        """(len(self),) int64, of the present epoch where none is named."""
+        epoch = self.epoch if epoch is None else epoch
+        key = epoch, self.num_replicas, self.rank, 0 if self.bank is None else self.bank.changes
         if self._rows is None or self._rows[0] != key:
-            permutation = torch.randperm(self.n, generator=derived_generator(self.seed, self.epoch))
+            permutation = torch.randperm(self.n, generator=derived_generator(self.seed, epoch))
             if self.bank is not None and self.bank.num_active < self.n:
                 permutation = permutation[self.bank.active.cpu()[permutation]]
             places = torch.arange(len(self)) * self.num_replicas + self.rank
@@ -76,4 +118,10 @@ class ShardSampler(Sampler[int]):
         return n // self.num_replicas if self.drop_last else -(-n // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.rows().tolist()
+        epoch = self.epoch + self._passes
+        self._passes += 1
+        yield from self.rows(epoch).tolist()
+
+
+def _group_runs() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

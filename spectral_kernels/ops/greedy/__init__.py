@@ -159,3 +159,32 @@ def greedy_select(
         flat.detach(), first, draws, mask, seed, k, all_rows, objective, edges, normalize, name
     )
     return Selection(*(part.reshape(*pool.shape[:-2], k) for part in chosen))
+
+
+def greedy_select_among(
+    pool: Tensor, draws: Tensor, *, objective: str, window: tuple[float, float] | None
+) -> Selection:
+    """As `greedy_select` of unit rows, each step looking at rows that are given: pool (N, d), draws (k, m) int64 on its device.
+
+    Step i takes one of row i of draws, the first step its first. Where no two steps share a row, none is left without.
+    """
+    k, candidates = draws.shape
+    edges = check_window(window)
+    name = choose(
+        "greedy_select",
+        pool.device,
+        cuda=lambda: _cuda_fit(
+            (1, *pool.shape),
+            k,
+            candidates,
+            objective == "logdet",
+            edges is not None,
+            True,
+            pool.device,
+            pool.dtype == torch.float64,
+        ),
+    )
+    chosen = op("greedy_select")(
+        pool.detach()[None], draws[:1], draws[None], None, k, False, objective, edges, True, name
+    )
+    return Selection(*(part[0] for part in chosen))

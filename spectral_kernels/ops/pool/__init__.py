@@ -61,10 +61,23 @@ def pool_select(
     pool = checks.floating(pool, "pool", ndim=2)
     batch_size = checks.integer(batch_size, "batch_size", 1, pool.shape[0])
     draws = checks.integer(draws, "draws", 1)
-    quantile = _quantile(policy)
-    edges = check_window(window)
+    _quantile(policy), check_window(window)
     check_generator(generator)
     indices = sample_without_replacement(pool.shape[0], draws, batch_size, generator, pool)
+    return best_draw(pool, indices, policy=policy, window=window, order=order, backend=backend)
+
+
+def best_draw(
+    pool: Tensor,
+    indices: Tensor,
+    *,
+    policy: str | float,
+    window: tuple[float, float] | None,
+    order: float,
+    backend: str | None = None,
+) -> Selection:
+    """What `pool_select` returns of draws that are given, indices (draws, batch_size) int64."""
+    quantile, edges = _quantile(policy), check_window(window)
     ranks = batch_effective_rank(pool.detach(), indices, order=order, backend=backend)
     if edges is not None and policy == "balanced":
         chosen = (ranks - 0.5 * (edges[0] + edges[1])).abs().argmin().reshape(1)

@@ -1,0 +1,364 @@
+"""Batch samplers that choose by a memory bank's embeddings: the best of several batches, and greedy ones."""
+
+import math
+import warnings
+from abc import abstractmethod
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from spectral_kernels.ops._selection import Selection
+from spectral_kernels.ops.greedy import greedy_select, greedy_select_among
+from spectral_kernels.ops.pool import best_draw, pool_select
+from spectral_kernels.selection.batch_sampler import BaseBatchSampler
+from spectral_kernels.selection.memory_bank import MemoryBank
+from spectral_kernels.selection.partition import by_commonness, from_strata
+from spectral_kernels.selection.sharding import derived_generator, distinct_rows
+
+
+class _BankBatchSampler(BaseBatchSampler):
+    """A sampler that reads a bank: which rows are left to it, and what it does while the bank is cold."""
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        batch_size: int,
+        *,
+        min_seen: float,
+        drop_last: bool,
+        replacement: bool,
+        seed: int,
+        num_replicas: int | None,
+        rank: int | None,
+    ) -> None:
+        if not isinstance(bank, MemoryBank):
+            raise ValueError(f"bank must be a MemoryBank, got {type(bank).__name__}")
+        if isinstance(min_seen, bool) or not isinstance(min_seen, int | float) or not 0 <= min_seen <= 1:
+            raise ValueError(f"min_seen must be a share in [0, 1], got {min_seen!r}")
+        super().__init__(
+            bank.n,
+            batch_size,
+            drop_last=drop_last,
+            replacement=replacement,
+            records=not replacement,
+            seed=seed,
+            num_replicas=num_replicas,
+            rank=rank,
+            bank=bank,
+        )
+        self.bank, self.min_seen = bank, float(min_seen)
+        self._warned = False
+        # masks (n,) on the bank's device; None is every row, so that the bank is read as it stands
+        self._shard: Tensor | None = None
+        self._left: Tensor | None = None
+
+    def _begin(self, shard: Tensor, taken: Tensor) -> None:
+        device = self.bank.device
+        self._shard = None
+        if self.num_replicas > 1 or self.bank.num_active < self.n:
+            self._shard = torch.zeros(self.n, dtype=torch.bool, device=device)
+            self._shard[shard.to(device)] = True
+        self._left = self._shard
+        if not self.replacement:
+            every = torch.ones(self.n, dtype=torch.bool, device=device)
+            self._left = every if self._shard is None else self._shard.clone()
+            self._left[taken.to(device)] = False
+
+    def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+        if self._is_cold():
+            rows = self._in_turn(shard, batch)
+            if not self.replacement:
+                rows = self._rows_left(shard)[: len(rows)]
+        elif self.replacement:
+            rows = self._select(shard, batch, generator).cpu()
+        else:
+            rows = self._share_out(shard, batch, generator).cpu()
+        if not self.replacement and self._left is not None:
+            self._left[rows.to(self._left.device)] = False
+        return rows
+
+    @abstractmethod
+    def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+        """Rows of a batch, of all of the shard, chosen by their embeddings."""
+
+    @abstractmethod
+    def _select_from(self, order: Tensor, size: int, last: bool, generator: torch.Generator) -> Selection:
+        """Rows of a batch, one of each stratum of an order; `last`: of the second half of the epoch's batches."""
+
+    def _share_out(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+        """Rows of a batch of a partition: like the rows left, but for what makes it more diverse (partition.py)."""
+        size, rows_left = self._size(shard, batch), len(shard) - batch * self.batch_size
+        explored = self._explored(size, rows_left, generator)
+        size -= len(explored)
+        if size == 0:
+            return explored
+        batches_left = -(-rows_left // self.batch_size)
+        order = self._order(shard, batch, batches_left)
+        last = batches_left <= max(4, len(shard) // self.batch_size // 2)
+        spare = len(order) - size
+        if 0 < spare < size and not self.drop_last:
+            # the last batch is shorter, and the more at the mercy of its rows: it is chosen now, and this one is the others
+            kept = self._select_from(order, spare, last, generator).indices
+            order = order[~torch.isin(order, kept)]
+        selection = self._select_from(order, size, last, generator)
+        self.last_selection = selection
+        return torch.cat((selection.indices, explored))
+
+    def _order(self, shard: Tensor, batch: int, batches_left: int) -> Tensor:
+        """Seen rows that are left, by commonness: looked at anew whenever half of the batches have gone."""
+        seen, orders = self.bank.seen if self._left is None else self.bank.seen & self._left, self._progress.orders
+        if orders and batches_left & (batches_left - 1):
+            order = orders[-1][1].to(self.bank.device)
+            order = order[seen[order]]
+            if len(order) == int(seen.sum()):
+                return order
+        rows = shard.to(self.bank.device)
+        order = by_commonness(self.bank.embeddings, rows[seen[rows]])  # equal ones in the epoch's order
+        orders.append((batch, order))
+        return order
+
+    def _explored(self, size: int, rows_left: int, generator: torch.Generator) -> Tensor:
+        """Random rows that have no embedding: their share of the batch, rounded up."""
+        unseen = self._unseen()
+        fresh = -(-size * len(unseen) // rows_left)
+        return unseen[distinct_rows(len(unseen), fresh, generator).to(unseen.device)]
+
+    def _unseen(self) -> Tensor:
+        """Rows left that have no embedding."""
+        # without replacement also those retired since the epoch began
+        if self.replacement and self.bank.num_seen == self.bank.num_active:
+            return torch.empty(0, dtype=torch.int64, device=self.bank.device)
+        unseen = ~self.bank.seen
+        return (unseen if self._left is None else unseen & self._left).nonzero()[:, 0]
+
+    def _rows_left(self, shard: Tensor) -> Tensor:
+        """Rows of the shard that may still be chosen, in the epoch's order."""
+        return shard if self._left is None else shard[self._left.cpu()[shard]]
+
+    def _is_cold(self) -> bool:
+        seen = self.bank.num_seen
+        if self._shard is not None and seen < self.bank.num_active:
+            seen = int((self.bank.seen & self._shard).sum())
+        rows = len(self.sampler)
+        least = max(self.batch_size, math.ceil(self.min_seen * rows))
+        if seen >= least:
+            return False
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the memory bank is cold: {seen} of {rows} rows have an embedding; "
+                f"batches are random until {least} have one",
+                stacklevel=4,
+            )
+        return True
+
+
+class PoolBatchSampler(_BankBatchSampler):
+    """The best of several random batches by effective rank (theory.md §5, `pool_select`).
+
+    With `replacement` every batch is chosen from all rows of the rank's shard: its rows are
+    distinct, batches overlap, and an epoch need not visit every row: the first visits about 63 % of
+    them, as drawing with replacement does; `coverage` tells.
+
+    Without, an epoch is a partition: each row of the shard at most once, exactly once with
+    `drop_last=False`. The second moments of its batches then average to that of all rows, so they
+    cannot all be high, nor all low as random draws go. So that early batches take nothing from later
+    ones, each candidate batch is like the rows left (partition.py). With `"balanced"` and `"high"` no
+    batch falls far below random ones; `"low"` takes the least diverse of such candidates, and is
+    lower by little. For batches that are really low draw with replacement.
+
+    While the bank is cold batches are the ordinary shuffled ones, the same as
+    `RandomBatchSampler`'s, and a warning says so once. Unseen rows of a bank that is warm are drawn
+    like any other, without replacement at their share of the rows left (rounded up), and do not count
+    in a batch's effective rank.
+
+    Args:
+        bank: embeddings to choose by, one row per sample of the data set.
+        batch_size: rows per batch.
+        draws: candidate batches.
+        policy: `"low"`, `"balanced"`, `"high"`, or a quantile in [0, 1].
+        window: (lo, hi) in units of effective rank, such as an `EffectiveRankWindow`. May be set
+            anew between batches.
+        order: of the effective rank.
+        min_seen: the bank is cold while less than this share of the shard's rows, or fewer than
+            batch_size, have an embedding.
+        replacement: see above.
+        drop_last: leave out an incomplete last batch, and the rows that do not deal out evenly over
+            the ranks. With replacement all batches are full, and it decides between floor and ceil
+            for their number.
+        seed: the same on every rank.
+        num_replicas, rank: None asks torch.distributed when they are needed; 1 and 0 without a process group.
+
+    Attributes:
+        sampler: the rows of the rank's shard, in the epoch's order.
+        coverage, visited: share of the rows handed out so far, and which, (n,) bool.
+        last_selection: what `pool_select` returned for the last batch, its indices being rows of
+            the bank; None where the batch was random.
+        selection_seconds: time spent in choosing batches so far.
+
+    Raises:
+        ValueError: an argument out of range; batch_size above the rows of a shard, also as an epoch begins.
+        RuntimeError: while iterating, the process group is another than when the epoch began, or
+            without replacement a newer iteration has begun.
+    """
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        batch_size: int,
+        *,
+        draws: int = 16,
+        policy: str | float = "balanced",
+        window: tuple[float, float] | None = None,
+        order: float = 2.0,
+        min_seen: float = 0.9,
+        replacement: bool = True,
+        drop_last: bool = True,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(
+            bank,
+            batch_size,
+            min_seen=min_seen,
+            drop_last=drop_last,
+            replacement=replacement,
+            seed=seed,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
+        self.draws, self.policy, self.window, self.order = draws, policy, window, order
+        # the op judges its own arguments; here, so that a bad one is met before the first epoch
+        self._pool_select(torch.eye(2, device=bank.device), 1, derived_generator(seed))
+
+    def _pool_select(self, pool: Tensor, size: int, generator: torch.Generator) -> Selection:
+        return pool_select(
+            pool,
+            size,
+            draws=self.draws,
+            policy=self.policy,
+            window=self.window,
+            order=self.order,
+            generator=generator,
+        )
+
+    def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+        # only the rows of the candidates are gathered: shuffling or masking a million rows would cost more
+        rows = shard[distinct_rows(len(shard), min(len(shard), self.draws * self.batch_size), generator)]
+        selection = self._pool_select(self.bank.gather(rows), self.batch_size, generator)
+        chosen = rows.to(selection.indices.device)[selection.indices]
+        self.last_selection = replace(selection, indices=chosen)
+        return chosen
+
+    def _select_from(self, order: Tensor, size: int, last: bool, generator: torch.Generator) -> Selection:
+        draws = from_strata(order, size, self.draws, generator).T.contiguous()
+        return best_draw(self.bank.embeddings, draws, policy=self.policy, window=self.window, order=self.order)
+
+
+class GreedyBatchSampler(_BankBatchSampler):
+    """Diverse batches, built a row at a time (Greedy-m, theory.md §5, `greedy_select`).
+
+    With `replacement` every batch is built from all rows of the rank's shard: its rows are
+    distinct, batches overlap, and common rows are passed over, many of them for long: of 4,096 fixed
+    embeddings of 128 features that fall as 1/√k, batches of 256 with 64 candidates hand out 881
+    distinct ones in one epoch, 1,269 in 3, and 2,367 in 20. `coverage` tells.
+
+    Without, an epoch is a partition: each row of the shard at most once, exactly once with
+    `drop_last=False`. The second moments of its batches then average to that of all rows, so a gain
+    over random batches is small: their effective rank cannot all exceed that of all rows. So that
+    early batches take nothing from later ones, each is like the rows left: it takes one row of each
+    of batch_size strata, and the best of m within each (partition.py). Log-determinants are raised in
+    the first half of an epoch's batches; in the second half, where it would cost the last ones, the
+    effective rank. No batch falls far below random ones, where the batch has rows enough to hold its
+    share of each cluster.
+
+    While the bank is cold batches are the ordinary shuffled ones, the same as
+    `RandomBatchSampler`'s, and a warning says so once. Unseen rows of a bank that is warm take the
+    share of the batch that they have of the rows left (rounded up), drawn at random, and the rest
+    is built greedily: no row stays unseen for good.
+
+    Args:
+        bank: embeddings to choose by, one row per sample of the data set.
+        batch_size: rows per batch.
+        candidates: m, random rows looked at in each step; None looks at every row.
+        objective: `"effective_rank"` or `"logdet"`.
+        window: (lo, hi) in units of effective rank, such as an `EffectiveRankWindow`. May be set
+            anew between batches.
+        min_seen: the bank is cold while less than this share of the shard's rows, or fewer than
+            batch_size, have an embedding.
+        replacement: see above.
+        drop_last: leave out an incomplete last batch, and the rows that do not deal out evenly over
+            the ranks. With replacement all batches are full, and it decides between floor and ceil
+            for their number.
+        seed: the same on every rank.
+        num_replicas, rank: None asks torch.distributed when they are needed; 1 and 0 without a process group.
+
+    Attributes:
+        sampler: the rows of the rank's shard, in the epoch's order.
+        coverage, visited: share of the rows handed out so far, and which, (n,) bool.
+        last_selection: what `greedy_select` returned for the last batch, of the rows built
+            greedily; None where all were random.
+        selection_seconds: time spent in choosing batches so far.
+
+    Raises:
+        ValueError: an argument out of range; batch_size above the rows of a shard, also as an epoch begins.
+        RuntimeError: while iterating, the process group is another than when the epoch began, or
+            without replacement a newer iteration has begun.
+    """
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        batch_size: int,
+        *,
+        candidates: int | None = 64,
+        objective: str = "effective_rank",
+        window: tuple[float, float] | None = None,
+        min_seen: float = 0.9,
+        replacement: bool = True,
+        drop_last: bool = True,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(
+            bank,
+            batch_size,
+            min_seen=min_seen,
+            drop_last=drop_last,
+            replacement=replacement,
+            seed=seed,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
+        self.candidates, self.objective, self.window = candidates, objective, window
+        # the op judges its own arguments; here, so that a bad one is met before the first epoch
+        self._greedy_select(torch.eye(2, device=bank.device), 1, None, derived_generator(seed))
+
+    def _greedy_select(self, pool: Tensor, k: int, valid: Tensor | None, generator: torch.Generator) -> Selection:
+        return greedy_select(
+            pool,
+            k,
+            candidates=self.candidates,
+            objective=self.objective,
+            window=self.window,
+            valid=valid,
+            generator=generator,
+        )
+
+    def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+        explored = self._explored(self.batch_size, len(shard), generator)
+        size = self.batch_size - len(explored)
+        if size == 0:
+            return explored
+        selection = self._greedy_select(self.bank.embeddings, size, self._shard, generator)
+        self.last_selection = selection
+        return torch.cat((selection.indices, explored))
+
+    def _select_from(self, order: Tensor, size: int, last: bool, generator: torch.Generator) -> Selection:
+        every = self.candidates is None or self.candidates * size >= len(order)
+        draws = from_strata(order, size, None if every else self.candidates, generator)
+        objective = "effective_rank" if last else self.objective
+        return greedy_select_among(self.bank.embeddings, draws, objective=objective, window=self.window)
