@@ -105,8 +105,8 @@ std::vector<double> eigenvalues_by_torch(const double* upper, int64_t stride, in
   return {data_of<double>(values), data_of<double>(values) + size};
 }
 
-/// Spectra as they are found, descending, not below 0, zeros beyond the smaller side; and whether the largest value of one
-/// is infinite in the result's type, or no normal number.
+/// Spectra as they are found, descending, not below 0, zeros beyond the smaller side; and whether the largest value of
+/// one is infinite in the result's type, or no normal number.
 struct Spectra {
   Tensor values;
   std::atomic<bool> beyond{false};

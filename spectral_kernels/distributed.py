@@ -42,7 +42,7 @@ def gather_rows(z: Tensor, group: Group = None) -> Tensor:
     Returns:
         (ranks · B, d).
     """
-    checks.floating(z, "z", ndim=2)
+    z = checks.floating(z, "z", ndim=2)
     return torch.cat(collective.all_gather(z.contiguous(), group=group or dist.group.WORLD))
 
 
@@ -68,8 +68,8 @@ def distributed_covariance(
     Raises:
         ValueError: what `covariance` raises; not more rows in all than `correction`.
     """
-    checks.floating(z, "z", ndim=2)
-    checks.integer(correction, "correction", 0)
+    z = checks.floating(z, "z", ndim=2)
+    correction = checks.integer(correction, "correction", 0)
     rows = read_rows(z, normalize)
     own = covariance(z, center=center, normalize=normalize)
     n = torch.full((1,), float(len(z)), dtype=torch.float64, device=z.device)
@@ -98,7 +98,7 @@ def distributed_effective_rank(
     Raises:
         ValueError: what `distributed_covariance` raises; order below 0.
     """
-    checks.floating(z, "z", ndim=2)
+    z = checks.floating(z, "z", ndim=2)
     order = check_order(order)
     # the rank does not depend on the scale; squares of squares do
     largest = _max(z.detach().abs().amax().double(), group)
@@ -148,7 +148,7 @@ class ShardedMemoryBank:
         Args:
             indices: (B,) int64. z: (B, d); the same B on every rank. Of a row given twice, the highest rank's wins.
         """
-        checks.row_indices(indices, "indices", self.n, 1)
+        indices = checks.row_indices(indices, "indices", self.n, 1)
         everywhere = _gather(indices, self.group)
         rows = _gather(z.detach().contiguous(), self.group)
         own = (everywhere >= self.first) & (everywhere < self.first + len(self.local.embeddings))
@@ -202,19 +202,19 @@ def sharded_greedy_select(
     Raises:
         ValueError: what `greedy_select` raises; a window with `candidates=None`.
     """
-    checks.floating(shard, "shard", ndim=2)
+    shard = checks.floating(shard, "shard", ndim=2)
     checks.finite_rows(shard, "shard")
     checks.one_of(objective, "objective", OBJECTIVES)
     check_generator(generator)
     counts = _gather(torch.tensor([len(shard)]), group).tolist()
     total = checks.integer(sum(counts), "rows of all shards", 1)
-    checks.integer(k, "k", 1, total)
+    k = checks.integer(k, "k", 1, total)
     first = sum(counts[: dist.get_rank(group)])
     if candidates is None:
         if window is not None:
             raise ValueError(f"window goes with a number of candidates, got window = {window} with candidates=None")
         return _all_rows(shard, k, first, total, objective, generator, group)
-    checks.integer(candidates, "candidates", 1)
+    candidates = checks.integer(candidates, "candidates", 1)
     return _drawn_rows(shard, k, first, total, candidates, objective, window, generator, group)
 
 

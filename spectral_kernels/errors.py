@@ -76,7 +76,9 @@ class _Block:
 def _complaint(argument: str, value: int) -> str:
     batch, row = value >> 32, value & 0xFFFFFFFF
     where = f"batch {batch} row {row}" if batch else f"row {row}"
-    return _COMPLAINTS.get(argument, f"{argument} {{row}} holds NaN or Inf, or its squares leave float32").format(batch=batch, row=where)
+    return _COMPLAINTS.get(argument, f"{argument} {{row}} holds NaN or Inf, or its squares leave float32").format(
+        batch=batch, row=where
+    )
 
 
 _blocks: dict[torch.device, _Block] = {}

@@ -118,7 +118,9 @@ def test_it_takes_all_of_a_small_pool(emulation: ModuleType, n: int, multiproces
 
 @pytest.mark.parametrize("candidates", (None, 6, 60))
 @pytest.mark.parametrize("normalize", (True, False))
-def test_ties_go_to_the_first_draw_or_the_lowest_key(emulation: ModuleType, normalize: bool, candidates: int | None) -> None:
+def test_ties_go_to_the_first_draw_or_the_lowest_key(
+    emulation: ModuleType, normalize: bool, candidates: int | None
+) -> None:
     rows = torch.randn(25, 4)
     pool = torch.cat([rows, 3 * rows if normalize else rows, rows, 0.1 * rows if normalize else rows])[None]
     _, start, draws, *_ = inputs((1, 100, 4), torch.float32, 24, candidates)

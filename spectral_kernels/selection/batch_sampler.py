@@ -87,8 +87,8 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         rank: int | None,
         bank: MemoryBank | None,
     ) -> None:
-        checks.integer(batch_size, "batch_size", 1)
-        checks.integer(seed, "seed", 0)
+        batch_size = checks.integer(batch_size, "batch_size", 1)
+        seed = checks.integer(seed, "seed", 0)
         self.sampler = ShardSampler(n, num_replicas, rank, seed, drop_last, bank)
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.drop_last, self.replacement, self._records = bool(drop_last), bool(replacement), records

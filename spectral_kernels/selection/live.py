@@ -54,7 +54,7 @@ class LiveBatchSampler(BaseBatchSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        checks.integer(pool, "pool", 1)
+        pool = checks.integer(pool, "pool", 1)
         super().__init__(
             rows.n if isinstance(rows, MemoryBank) else checks.integer(rows, "rows", 1),
             batch_size,
@@ -81,7 +81,7 @@ class LiveBatchSampler(BaseBatchSampler):
         rows = shard[distinct_rows(len(shard), size, generator)]
         with torch.no_grad():
             z = self.embed(rows)
-        checks.floating(z, "the embeddings of the live pool", ndim=2)
+        z = checks.floating(z, "the embeddings of the live pool", ndim=2)
         if len(z) != size:
             raise ValueError(f"embed was given {size} rows and returned {len(z)} embeddings")
         selection = self._greedy_select(z, self.batch_size, generator)

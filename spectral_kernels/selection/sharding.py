@@ -57,9 +57,9 @@ class ShardSampler(Sampler[int]):
         bank: MemoryBank | None = None,
     ) -> None:
         if num_replicas is not None:
-            checks.integer(num_replicas, "num_replicas", 1)
+            num_replicas = checks.integer(num_replicas, "num_replicas", 1)
         if rank is not None:
-            checks.integer(rank, "rank", 0, None if num_replicas is None else num_replicas - 1)
+            rank = checks.integer(rank, "rank", 0, None if num_replicas is None else num_replicas - 1)
         self.n, self.seed, self.drop_last, self.bank = n, seed, drop_last, bank
         self._given = num_replicas, rank
         self.epoch, self.begun = 0, False

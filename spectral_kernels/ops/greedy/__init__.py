@@ -58,7 +58,7 @@ def _start_rows(
 ) -> Tensor:
     if start is None:
         return draw_rows(pool, left, (SPARE_DRAWS,), generator)
-    checks.integer(start, "start", 0, pool.shape[1] - 1)
+    start = checks.integer(start, "start", 0, pool.shape[1] - 1)
     if mask is not None and pool.device.type == "cpu" and not bool(mask[:, start].all()):
         raise ValueError(f"start = {start} is masked out by valid")
     return torch.full((pool.shape[0], 1), start, dtype=torch.int64, device=pool.device)
@@ -123,11 +123,11 @@ def greedy_select(
             outside the pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    checks.floating(pool, "pool")
+    pool = checks.floating(pool, "pool")
     rows = pool.shape[-2]
-    checks.integer(k, "k", 1, rows)
+    k = checks.integer(k, "k", 1, rows)
     if candidates is not None:
-        checks.integer(candidates, "candidates", 1)
+        candidates = checks.integer(candidates, "candidates", 1)
     checks.one_of(objective, "objective", OBJECTIVES)
     edges = check_window(window)
     check_generator(generator)
@@ -184,7 +184,9 @@ def greedy_select_among(
             pool.dtype == torch.float64,
         ),
     )
+    # a step finds a row among its draws: no key decides
+    seed = torch.zeros(1, dtype=torch.int64, device=pool.device)
     chosen = op("greedy_select")(
-        pool.detach()[None], draws[:1], draws[None], None, k, False, objective, edges, True, name
+        pool.detach()[None], draws[:1], draws[None], None, seed, k, False, objective, edges, True, name
     )
     return Selection(*(part[0] for part in chosen))
