@@ -54,6 +54,8 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     # compiled, it is not known
     if not torch.compiler.is_compiling() and shrinkage == 0:
         refuse_singular(some.any(), shrinkage)
+        # nothing is left to whiten
+        shrinkage = 1.0
     if method == "cholesky":
         y = _by_cholesky(torch.where(some, x, 0.0), shrinkage, level)
     else:
