@@ -83,8 +83,8 @@ lint: $(VENV)/package.stamp
 
 # --- the long suites -------------------------------------------------------------------------------------------------
 
-.PHONY: check check-slow check-properties check-paths check-torch check-sanitize check-races check-examples
-check: check-slow check-properties check-paths check-torch check-sanitize check-races check-examples
+.PHONY: check check-slow check-properties check-paths check-torch check-sanitize check-races check-peers check-examples
+check: check-slow check-properties check-paths check-torch check-sanitize check-races check-peers check-examples
 
 check-examples: graph sentences lightning lightly ddp
 
@@ -93,6 +93,10 @@ check-slow: $(VENV)/package.stamp
 
 check-properties: $(VENV)/package.stamp
 	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest python_tests -q -n auto -m hypothesis $(PYTEST_ARGS)
+
+# a package that is missing there is a failure, where `make test` leaves it out
+check-peers: $(VENV)/package.stamp $(PEERS)/stamp
+	SPECTRAL_KERNELS_PEERS=require PYTHONPATH=. $(PEERS)/bin/python -m pytest python_tests/peers -q $(PYTEST_ARGS)
 
 # the paths that the widest one hides on this processor
 check-paths: $(VENV)/package.stamp
@@ -172,10 +176,12 @@ $(VENV)/package.stamp: setup.py pyproject.toml $(CSRC) $(VENV)/dev.stamp
 	@.venv-torch-$*/bin/python tools/stub_cuda.py
 	@touch $@
 
-$(PEERS)/stamp: requirements/peers.txt requirements/torch.txt
+$(PEERS)/stamp: requirements/peers.txt requirements/judges.txt requirements/torchvision.txt requirements/torch.txt
 	$(call make_venv,$(PEERS))
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -r requirements/torch.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -r requirements/peers.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet --no-deps -r requirements/judges.txt \
+	    -r requirements/torchvision.txt
 	@touch $@
 
 $(EXAMPLES)/stamp: requirements/examples.txt requirements/model.txt requirements/torch.txt
