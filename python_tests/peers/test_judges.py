@@ -49,7 +49,7 @@ def views(n: int, d: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def gradients(loss: Any, *inputs: Tensor) -> tuple[float, tuple[Tensor, ...]]:
     leaves = [one.clone().requires_grad_() for one in inputs]
     value = loss(*leaves)
-    return float(value), torch.autograd.grad(value, leaves)
+    return float(value.detach()), torch.autograd.grad(value, leaves)
 
 
 def assert_agree(ours: Any, theirs: Any, *inputs: Tensor) -> None:
