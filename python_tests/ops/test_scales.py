@@ -76,7 +76,8 @@ def test_gradients(scale: float, kind: str, backend: str) -> None:
         single = spread_rows(n, d, scale, kind).requires_grad_()
         exact = (single.detach().double() / scale).requires_grad_()
         for center in (False, True):
-            for order in (1, 2):
+            # uncentred, the smaller eigenvalues of nearly equal rows are float64's own rounding
+            for order in (1, 2) if center or kind == "plain" else (2,):
                 found = []
                 for z in (single, exact):
                     with sk.use_backend(backend):
