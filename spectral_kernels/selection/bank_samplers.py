@@ -282,7 +282,8 @@ class GreedyBatchSampler(_BankBatchSampler):
     Args:
         bank: embeddings to choose by, one row per sample of the data set.
         batch_size: rows per batch.
-        candidates: m, random rows looked at in each step; None looks at every row.
+        candidates: m, random rows looked at in each step; None looks at every row (without
+            replacement of the step's stratum).
         objective: `"effective_rank"` or `"logdet"`.
         window: (lo, hi) in units of effective rank, such as an `EffectiveRankWindow`. May be set
             anew between batches.
