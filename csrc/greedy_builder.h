@@ -99,7 +99,7 @@ class Builder {
 
   // Looks whether T holds products with a row, and their squares are in float64's range.
   void check_range(const Rows<T>& rows, int64_t slot, int64_t row) {
-    if (options_.normalize || source_.scaled || !rows.seen[slot]) return;
+    if (options_.normalize || source_.scaled || !rows.seen[slot] || !source_.allows(row)) return;
     const bool wide = std::is_same_v<T, double>;
     // the log-determinant is of the rows at their own scale
     if (options_.logdet && rows.squares[slot] > kLongestSquare && long_row_ < 0 && checks_enabled()) long_row_ = row;

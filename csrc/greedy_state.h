@@ -68,8 +68,10 @@ struct Source {
   std::vector<double> scaled_row(int64_t i) const {
     const double* const x = static_cast<const double*>(row(i));
     std::vector<double> row(x, x + d);
+    const bool finite = std::isfinite(largest_of(x));
     for (double& value : row) value = std::ldexp(value, -exponent);
-    if (largest_of(row.data()) <= std::ldexp(1.0, kNegligible)) std::fill(row.begin(), row.end(), 0.0);
+    const bool negligible = largest_of(row.data()) <= std::ldexp(1.0, kNegligible);
+    if (negligible || (finite && !allows(i))) std::fill(row.begin(), row.end(), 0.0);
     return row;
   }
   // Rows of a large pool lie where no hardware looks ahead.

@@ -95,11 +95,12 @@ def greedy_select(
 
     The exact rules (ties, unseen rows, exhausted draws) stand in `ops/greedy/reference.py`. All draws are made up
     front from the generator, so the same seed gives the same indices on every backend and number of threads; with
-    `objective="logdet"` the same objective, since near-ties are decided by rounding.
+    `objective="logdet"` the same objective, since near-ties are decided by rounding. Rows within 1e-6 of the best tie: the
+    first drawn of them is taken, or with all rows a random one, so that no row of a collapsed pool is favoured.
 
     Args:
         pool: (..., N, d) embeddings, float64, float32, bfloat16 or float16; leading dimensions are independent pools.
-            Zero rows count as unseen: never picked while a seen row is left.
+            Rows of length up to 1e-12 (as they are: zero rows) count as unseen: never picked while a seen row is left.
         k: rows to pick, at most N.
         candidates: m, random rows looked at in each step (with replacement; rows already taken are passed over); None
             looks at every row.
@@ -120,7 +121,8 @@ def greedy_select(
 
     Raises:
         ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, bad window, start
-            outside the pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf.
+            outside the pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf, rows
+            too long for float64 to tell what they add to the log-determinant (as they are, from 1e4 on at the earliest).
         BackendError: a forced backend that cannot run here.
     """
     pool = checks.floating(pool, "pool")

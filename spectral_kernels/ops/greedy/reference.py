@@ -85,11 +85,12 @@ def _select_one(
     if normalize:
         x = x.to(accumulation_dtype(rows.dtype)).double()
     squares = (x != 0).any(-1).double() if normalize else x.square().sum(-1)
-    if objective == "logdet" and checks.enabled() and bool((squares > LONGEST_SQUARE).any()):
-        raise _too_long(int((squares > LONGEST_SQUARE).nonzero()[0]), batch)
     # rows in the order of their keys, in which those that are left are looked at
     order = row_keys(torch.arange(len(x), device=x.device), len(x), seed).argsort()
     left = torch.ones(len(x), dtype=torch.bool, device=x.device) if valid is None else valid.clone()
+    too_long = (left & (squares > LONGEST_SQUARE)).nonzero()[:, 0]
+    if objective == "logdet" and checks.enabled() and len(too_long) > 0:
+        raise _too_long(int(too_long[0]), batch)
     s = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     q = squares / RIDGE
     inverse = torch.eye(x.shape[1], dtype=torch.float64, device=x.device) / RIDGE

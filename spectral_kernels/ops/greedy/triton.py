@@ -97,12 +97,6 @@ def read_pool_kernel(
     if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
         if tl.min(tl.where(finite, 1, 0), 0) == 0:
             note(errors, batch * 4294967296 + tl.min(tl.where(finite, n, rows), 0))
-    if LOGDET and not NORMALIZE:
-        too_long = finite & (square > LONGEST)
-        if errors is not None:  # noqa: SIM102
-            if tl.max(tl.where(too_long, 1, 0), 0) > 0:
-                note(errors + 2 * WORD, batch * 4294967296 + tl.min(tl.where(too_long, rows, n), 0))
-        finite = finite & (too_long == 0)
     seen = largest > 0
     if NORMALIZE:
         length = tl.where(seen, tl.sqrt(square), 1.0)
@@ -118,6 +112,12 @@ def read_pool_kernel(
     if valid is not None:
         allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
         state = tl.where(allowed != 0, state, 0)
+    if LOGDET:
+        too_long = (state != 0) & (square > LONGEST)
+        if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
+            if tl.max(tl.where(too_long, 1, 0), 0) > 0:
+                note(errors + 2 * WORD, batch * 4294967296 + tl.min(tl.where(too_long, rows, n), 0))
+        state = tl.where(too_long, 0, state)
     tl.store(squares + batch * n + rows, square, mask=rows < n)
     tl.store(free + batch * n + rows, state.to(tl.uint8), mask=rows < n)
 
@@ -428,7 +428,7 @@ def greedy_select(
         read_pool_kernel,
         b * blocks,
         (pool, mask, rows if normalize else None, squares, free, words, n, d, blocks, *batch_strides(pool)),
-        {"NORMALIZE": normalize, "LOGDET": logdet},
+        {"NORMALIZE": normalize, "LOGDET": logdet and not normalize},
         READ,
     )
     gram = None
@@ -480,4 +480,5 @@ def aot_calls() -> list[AotCall]:
         lambda: call(50000, 128, True, "logdet", torch.float32, None),
         lambda: call(50000, 128, False, "effective_rank", torch.float32, None),
         lambda: call(50000, 512, False, "logdet", torch.float64, [1.0, 2.0]),
+        lambda: call(50000, 128, False, "effective_rank", torch.float64, None),
     ]
