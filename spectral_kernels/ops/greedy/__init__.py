@@ -122,7 +122,7 @@ def greedy_select(
     Raises:
         ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, bad window, start
             outside the pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf, rows
-            too long for float64 to tell what they add to the log-determinant (as they are, from 1e4 on at the earliest).
+            too long for float64 to tell what they add to the log-determinant (as they are, of length 265 or more).
         BackendError: a forced backend that cannot run here.
     """
     pool = checks.floating(pool, "pool")
