@@ -33,8 +33,10 @@ def set_checks(enabled: bool) -> None:
         cpp.set_checks(_enabled)
 
 
-def _array(value: Any, name: str) -> Tensor:
-    """A numpy or DLPack array as a tensor that shares its memory; read-only ones too, as nothing here writes to them."""
+def tensor(value: Any, name: str) -> Tensor:
+    """A tensor as it is; a numpy or DLPack array as one that shares its memory, read-only or not: nothing here writes to it."""
+    if isinstance(value, Tensor):
+        return value
     if not hasattr(value, "__array_interface__"):
         if hasattr(value, "__dlpack__"):
             taken: Tensor = torch.utils.dlpack.from_dlpack(value)
@@ -52,8 +54,7 @@ def _array(value: Any, name: str) -> Tensor:
 
 def floating(z: Tensor, name: str, ndim: int | None = None) -> Tensor:
     """A floating tensor (..., n, d), n and d at least 1, or an array of that kind; exactly `ndim` dimensions where given."""
-    if not isinstance(z, Tensor):
-        z = _array(z, name)
+    z = tensor(z, name)
     if z.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got {z.layout}")
     if z.dtype not in FLOATING:
@@ -82,7 +83,7 @@ def row_indices(indices: Tensor | Sequence[int], name: str, rows: int, ndim: int
     """An int64 tensor of `ndim` dimensions with values in [0, rows), from whole numbers in a tensor, array or list."""
     if not isinstance(indices, Tensor):
         try:
-            indices = torch.as_tensor(indices) if isinstance(indices, list | tuple) else _array(indices, name)
+            indices = torch.as_tensor(indices) if isinstance(indices, list | tuple) else tensor(indices, name)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"{name} must be whole numbers of one shape, got {type(indices).__name__}") from None
     if indices.numel() == 0 or indices.ndim != ndim:

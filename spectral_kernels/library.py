@@ -19,7 +19,7 @@ from spectral_kernels import backends, checks, errors
 NAMESPACE = "spectral_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
-_NUMBERS = ("Tensor temperature", "Tensor shrinkage")
+_NUMBERS = ("Tensor temperature", "Tensor shrinkage", "Tensor? window")
 
 # where torch's own ops run the reference; ROCm calls itself CUDA
 GPU_KEYS = ("CUDA", "MPS", "XPU", "HPU", "PrivateUse1")
@@ -63,16 +63,23 @@ def _contiguous(result: Any) -> Any:
     return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()
 
 
-def _as_tensor(value: float | Tensor) -> Tensor:
-    """A number as the 0-dimensional float64 tensor on the CPU that schemas have for it.
+def _as_tensor(value: float | list[float] | Tensor | None) -> Tensor | None:
+    """A number, or a pair, as the float64 tensor on the CPU that schemas have for it.
 
     As a number Dynamo would compile a graph for each of its values; multiplied it is part of the graph.
     """
-    if isinstance(value, Tensor):
+    if value is None or isinstance(value, Tensor):
         return value
-    if torch.compiler.is_compiling():
-        return torch.ones((), dtype=torch.float64, device="cpu") * value
-    return torch.tensor(value, dtype=torch.float64, device="cpu")
+    if not torch.compiler.is_compiling():
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+    if isinstance(value, list):
+        return torch.stack([torch.ones((), dtype=torch.float64, device="cpu") * part for part in value])
+    return torch.ones((), dtype=torch.float64, device="cpu") * value
+
+
+def _as_number(value: float | list[float] | Tensor | None) -> Any:
+    """The number, or the pair as a list, of what `_as_tensor` made."""
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def _converted(arguments: Sequence[Any], places: tuple[int, ...], convert: Callable[[Any], Any]) -> Sequence[Any]:
@@ -133,8 +140,8 @@ def define(
     """Register an op.
 
     Args:
-        schema: without the trailing `str backend`, which is added here. A `Tensor temperature` or `Tensor shrinkage`
-            is a number (`_as_tensor`): implementations get a float, callers may give one.
+        schema: without the trailing `str backend`, which is added here. A `Tensor temperature`, `Tensor shrinkage` or
+            `Tensor? window` is a number or a pair (`_as_tensor`): implementations get it as such, callers may give it so.
         room: folder under `ops/`.
         fake: shapes and dtypes from the schema's arguments (without `backend`).
         check: reads the arguments of a CPU call for NaN and Inf, for the reference; kernels look for themselves as they
@@ -149,7 +156,7 @@ def define(
     LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
     items = arguments.split(", ")
     numbers = tuple(place for place, item in enumerate(items) if item in _NUMBERS)
-    known = tuple(place for place in numbers if items[place] == "Tensor shrinkage")
+    known = tuple(place for place in numbers if items[place] != "Tensor temperature")
     backends.OPS[name] = ("reference", "cpp", "triton", *(() if cuda == "none" else ("cuda",)))
     owners = {"cpp": cpp != "reference", "triton": triton, "cuda": cuda != "reference"}
     kernels = {"reference": False, **owners}
@@ -170,7 +177,7 @@ def define(
         return _module_function(room, "reference", name)
 
     def kernel(*arguments: Any) -> Any:
-        *inputs, backend = _converted(arguments, numbers, float)
+        *inputs, backend = _converted(arguments, numbers, _as_number)
         function = loaded.get(backend)
         if function is None:
             function = loaded.setdefault(backend, load(backend))
@@ -181,7 +188,7 @@ def define(
 
     def plain(*arguments: Any) -> Any:
         # a temperature stays a tensor: traced, its value is not known
-        *inputs, _backend = _converted(arguments, known, float)
+        *inputs, _backend = _converted(arguments, known, _as_number)
         if check is not None:
             check(*inputs)
         return _without_autocast(_module_function(room, "reference", name), inputs)

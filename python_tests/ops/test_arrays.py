@@ -92,6 +92,8 @@ def test_numbers() -> None:
     torch.testing.assert_close(sk.effective_rank(z, order=np.int64(2)), sk.effective_rank(z, order=2))
     chosen = sk.greedy_select(z, np.int64(4), candidates=np.int32(3), start=np.uint8(0))
     assert len(chosen.indices) == 4
+    mask = np.arange(12) < 5
+    assert sk.greedy_select(z, 5, valid=mask).indices.max() < 5
     sk.pool_select(z, np.int16(3), draws=np.int64(2))
     sk.covariance(z, correction=np.int64(1))
     sk.gradient_band(z, other, rank=np.int64(2))

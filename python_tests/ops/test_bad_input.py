@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "start": (lambda: sk.greedy_select(Z, 2, start=6), "start must be between 0 and 5, got 6"),
     "start masked": (lambda: sk.greedy_select(Z, 2, start=4, valid=FEW), "start = 4 is masked out"),
     "valid rows": (lambda: sk.greedy_select(Z, 3, valid=FEW), "valid leaves 2 rows, but 3"),
-    "valid shape": (lambda: sk.greedy_select(Z, 2, valid=FEW[:3]), r"valid must be a bool tensor of shape \(6,\)"),
+    "valid shape": (lambda: sk.greedy_select(Z, 2, valid=FEW[:3]), r"valid must be bool of shape \(6,\)"),
     "generator": (lambda: sk.greedy_select(Z, 2, generator=3), "generator must be a torch.Generator"),  # type: ignore[arg-type]
     "batch size": (lambda: sk.pool_select(Z, 7), "batch_size must be between 1 and 6, got 7"),
     "draws": (lambda: sk.pool_select(Z, 2, draws=0), "draws must be at least 1, got 0"),

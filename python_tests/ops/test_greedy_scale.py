@@ -128,7 +128,9 @@ def test_rows_that_logdet_cannot_resolve_are_named(
                 rows, 8, candidates=candidates, objective="logdet", normalize=False, generator=generator(),
                 backend=backend,
             )  # fmt: skip
-    chosen = sk.greedy_select(pool, 8, candidates=candidates, objective="logdet", generator=generator(), backend=backend)
+    chosen = sk.greedy_select(
+        pool, 8, candidates=candidates, objective="logdet", generator=generator(), backend=backend
+    )
     alone = sk.greedy_select(good, 3, objective="logdet", start=int(chosen.indices[1, 0]))
     assert chosen.objective.isfinite().all()
     assert float(chosen.objective[1, 0]) == pytest.approx(float(alone.objective[0]), rel=1e-6)

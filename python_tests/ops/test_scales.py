@@ -94,7 +94,9 @@ def test_what_float32_cannot_hold_is_refused(scale: float, backend: str) -> None
         z = spread_rows(n, d, scale, "plain")
         with sk.use_backend(backend):
             for call in (lambda z: sk.covariance(z), lambda z: sk.spectrum(z, normalize=False)):
-                with pytest.raises(ValueError, match=r"z has variances beyond float32; scale its rows, or give float64"):
+                with pytest.raises(
+                    ValueError, match=r"z has variances beyond float32; scale its rows, or give float64"
+                ):
                     call(z)
                 assert call(z.double()).isfinite().all()
 

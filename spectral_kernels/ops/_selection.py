@@ -78,9 +78,8 @@ def check_valid(valid: Tensor | None, shape: torch.Size, needed: int, device: to
     """The rows left by a bool mask of the pool's, of which there must be `needed`."""
     if valid is None:
         return None
-    if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != shape:
-        got = f"{valid.dtype} {tuple(valid.shape)}" if isinstance(valid, Tensor) else type(valid).__name__
-        raise ValueError(f"valid must be a bool tensor of shape {tuple(shape)}, got {got}")
+    if valid.dtype != torch.bool or valid.shape != shape:
+        raise ValueError(f"valid must be bool of shape {tuple(shape)}, got {valid.dtype} {tuple(valid.shape)}")
     if valid.device != device:
         raise ValueError(f"valid is on {valid.device}, but pool is on {device}")
     rows = ValidRows(valid.reshape(-1, shape[-1]))

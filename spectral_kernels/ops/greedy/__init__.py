@@ -46,7 +46,7 @@ def _fake(
 # indices have no gradient; the C++ and Triton kernels look for NaN as they read the rows
 define(
     "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, SymInt k, bool all_rows, "
-    "str objective, float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)",
+    "str objective, Tensor? window, bool normalize) -> (Tensor, Tensor, Tensor)",
     room="greedy",
     fake=_fake,
     cuda="own",
@@ -133,6 +133,8 @@ def greedy_select(
     checks.one_of(objective, "objective", OBJECTIVES)
     edges = check_window(window)
     check_generator(generator)
+    if valid is not None:
+        valid = checks.tensor(valid, "valid")
     left = check_valid(valid, pool.shape[:-1], k, pool.device)
     flat = flatten(pool)
     mask = None if valid is None else valid.reshape(-1, rows)
