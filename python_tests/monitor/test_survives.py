@@ -62,6 +62,9 @@ class Hostile:
 
     __int__ = __float__
 
+    def __repr__(self) -> str:
+        return "hostile"
+
 
 @pytest.mark.parametrize(
     "bad", [INF, -INF, NAN, torch.tensor(NAN), torch.zeros(3), "much", 1j, [], Hostile()], ids=repr

@@ -1,6 +1,7 @@
 """Rows of any finite length, and nearly equal ones: the float64 answer to 1e-4, or one clear error."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -135,6 +136,11 @@ def test_whitening_keeps_running_statistics_of_any_scale() -> None:
         assert_same(layer.running_covariance, torch.cov(z.double().mT, correction=0))
 
 
+def _checked(call: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    call(z)
+    sk.check()
+
+
 def test_triton_refuses_rows_whose_squares_leave_float32() -> None:
     """Where a kernel has read the row; no GPU waits for it (errors.py)."""
     from registry import BACKENDS as all_backends
@@ -153,5 +159,4 @@ def test_triton_refuses_rows_whose_squares_leave_float32() -> None:
                 lambda z: sk.info_nce(z, z.flip(0)),
             ):
                 with pytest.raises(ValueError, match="row 5 holds NaN or Inf, or its squares leave float32"):
-                    call(bad)
-                    sk.check()
+                    _checked(call, bad)
