@@ -132,4 +132,5 @@ def test_ddp_runs_on_two_processes(candidates: int) -> None:
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in epochs]
     # of a collapsed encoder it is ln(2B - 1)
     assert losses[-1] < losses[0] and losses[-1] < math.log(127) - 0.3
-    assert all(float(line.split("last batch ")[1].split(",")[0]) > 2 for line in epochs)
+    ranks = [float(line.split("last batch ")[1].split(",")[0]) for line in epochs]
+    assert ranks[-1] > 2 and ranks[-1] > ranks[0]

@@ -152,13 +152,18 @@ def one_of(value: str, name: str, choices: Collection[str]) -> str:
 
 def readable(tensor: Tensor) -> bool:
     """Whether values can be read without a wait: on the CPU, outside `torch.compile` and `torch.func.vmap`."""
+    return not traced(tensor) and tensor.device.type == "cpu"
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether the values are nowhere yet: `torch.compile`, `torch.func.vmap`."""
     if torch.compiler.is_compiling():
-        return False
+        return True
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):
-            return False
+            return True
         tensor = _functorch.get_unwrapped(tensor)
-    return tensor.device.type == "cpu"
+    return False
 
 
 def transformed() -> bool:

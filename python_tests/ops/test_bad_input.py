@@ -22,7 +22,7 @@ FEW = torch.tensor([True, True, False, False, False, False])
 CASES: dict[str, tuple[Callable[[], object], str]] = {
     "covariance of a vector": (lambda: sk.covariance(torch.randn(4)), r"z must have shape \(\.\.\., n, d\)"),
     "covariance of integers": (lambda: sk.covariance(torch.ones(3, 3, dtype=torch.int64)), "z must be float.*int64"),
-    "covariance of a list": (lambda: sk.covariance([[1.0]]), "z must be a tensor, got list"),  # type: ignore[arg-type]
+    "covariance of a list": (lambda: sk.covariance([[1.0]]), "z must be a tensor or an array, got list"),  # type: ignore[arg-type]
     "sparse rows": (lambda: sk.covariance(Z.to_sparse()), "z must be a dense tensor, got torch.sparse_coo"),
     "grad norms of a queue and views": (
         lambda: sk.info_nce_grad_norms(Z, Z, queue=Z, loss="nt_xent"),
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"indices must lie in \[0, 6\), got 6",
     ),
     "indices negative": (lambda: sk.batch_effective_rank(Z, torch.tensor([[-1, 2]])), "got -1"),
-    "indices dtype": (lambda: sk.batch_effective_rank(Z, torch.ones(1, 2)), "indices must be an int64 tensor"),
+    "indices dtype": (lambda: sk.batch_effective_rank(Z, torch.ones(1, 2)), "indices must be whole numbers"),
     "indices shape": (lambda: sk.batch_effective_rank(Z, torch.tensor([0, 1])), "indices must be .* 2 dimensions"),
     "indices empty": (lambda: sk.batch_effective_rank(Z, torch.zeros(0, 2, dtype=torch.int64)), "non-empty"),
     "method": (lambda: sk.whiten(Z, method="pca"), "method must be one of .*'pca'"),

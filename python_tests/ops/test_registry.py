@@ -99,10 +99,15 @@ def _compare(case: Case, backend: str, arguments: tuple[Any, ...]) -> None:
     by_torch = tuple(part.cpu() for part in outputs(op(case.op)(*map(to_device, arguments), "reference")))
     # one centred row has the covariance 0, up to the rounding of its mean
     floor = 1e-9 * max(float(part.abs().max()) for part in arguments if _is_rows(part))
+    if case.op.endswith("effective_rank2_backward"):
+        # that of a collapsed batch is 0, up to the rounding of the gradients of others
+        floor = 0.1 * float(arguments[0].abs().max()) / max(float(arguments[1].abs().max()), 1e-30)
     for i, (value, exact, torchs) in enumerate(zip(got, expected, by_torch, strict=True)):
         assert value.shape == exact.shape and value.dtype == torchs.dtype
         # four times what torch's own ops lose in this dtype, and some units of its rounding
         allowed = 4 * error(torchs, exact, floor) + 40 * torch.finfo(value.dtype).eps
+        if case.label.endswith("unbiased"):
+            allowed += 2e-5  # the U-statistic of few rows is a small difference
         if DEVICE.type == "cuda":
             allowed += granted(case.op, arguments[0].dtype)
         worst = error(value, exact, floor)
@@ -151,7 +156,7 @@ def test_opcheck(case: Case, backend: str) -> None:
     for position in case.gradients:
         arguments[position] = arguments[position].clone().requires_grad_()
     # as numbers are in a schema
-    arguments = [torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments]
+    arguments = [torch.tensor(a, dtype=torch.float64) if isinstance(a, float | list) else a for a in arguments]
     torch.library.opcheck(overload(case.op), (*arguments, backend))
 
 

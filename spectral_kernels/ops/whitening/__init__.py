@@ -8,9 +8,8 @@ from torch import Tensor
 from spectral_kernels import checks
 from spectral_kernels.backends import Fit, choose
 from spectral_kernels.library import define, differentiate, op
-from spectral_kernels.ops._rows import accumulation_dtype, flatten, unit_scale
+from spectral_kernels.ops._rows import accumulation_dtype, flatten
 from spectral_kernels.ops.whitening import wide
-from spectral_kernels.ops.whitening.reference import TooNarrow
 
 METHODS = ("cholesky", "zca", "newton_schulz")
 
@@ -101,13 +100,7 @@ def whiten_with_mean(
         with torch.autocast(z.device.type, enabled=False):
             y, mean = wide.whiten(flat, method, shrinkage, center)
         return y.reshape(z.shape), mean.reshape(*leading, d), None
-    try:
-        y, mean, covariance, _ = op("whiten")(flat, method, shrinkage, center, name)
-    except TooNarrow:
-        scale = unit_scale(flat).double()
-        y, mean, covariance, _ = op("whiten")(flat.double() * scale, method, shrinkage, center, name)
-        y, mean = y.to(z.dtype), (mean / scale.squeeze(-1)).float()
-        covariance = (covariance / scale.square()).float()
+    y, mean, covariance, _ = op("whiten")(flat, method, shrinkage, center, name)
     return y.reshape(z.shape), mean.reshape(*leading, d), covariance.reshape(*leading, d, d)
 
 

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from spectral_kernels.ops.whitening.reference import (
-    check_width,
     drop_noise,
+    too_narrow,
+    whiten_backward_in_float64,
+    whiten_in_float64,
     whitening_matrix,
     whitening_matrix_backward,
 )
@@ -14,7 +16,8 @@ from spectral_kernels.ops.whitening.reference import (
 def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = torch.ops.spectral_kernels_cpp
     covariance, mean = kernels.covariance_mean(z, center, False, 0)
-    check_width(covariance, mean)
+    if too_narrow(covariance, mean):
+        return whiten_in_float64(whiten, z, method, shrinkage, center)
     matrix = whitening_matrix(drop_noise(covariance, mean), method, shrinkage)
     return kernels.whiten_apply(z, mean, matrix, method == "cholesky"), mean, covariance, matrix
 
@@ -30,6 +33,8 @@ def whiten_backward(
     center: bool,
     y: Tensor | None = None,
 ) -> Tensor:
+    if too_narrow(covariance, mean):
+        return whiten_backward_in_float64(whiten, whiten_backward, grad, z, method, shrinkage, center)
     if method == "cholesky":
         return _cholesky_backward(grad, z, mean, matrix, shrinkage, center, y)
     kernels = torch.ops.spectral_kernels_cpp

@@ -4,33 +4,47 @@ C_ε = (1 − ε)C + ε (tr C/d) I; W = L⁻¹ of its Cholesky factor, or W = C_
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.ops._rows import accumulation_dtype, is_negligible
+from spectral_kernels.ops._rows import accumulation_dtype, is_negligible, unit_scale
 
 
-class TooNarrow(ValueError):
-    """The rows are to be whitened in float64, which `whiten` then does, but for where it is compiled."""
-
-    def __init__(self) -> None:
-        super().__init__("z must be float64: its squares leave float32, or its spread is small beside its mean")
-
-
-def check_width(covariance: Tensor, mean: Tensor) -> None:
-    """Raise `TooNarrow` on the CPU where float32 does not do."""
+def too_narrow(covariance: Tensor, mean: Tensor) -> bool:
+    """Whether float32 does not do on the CPU: squares of rows leave it, or their spread is lost beside their mean."""
     if covariance.dtype != torch.float32 or not checks.readable(covariance):
-        return
+        return False
     spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
     total = spread + mean.square().sum(-1)
     # next to a matrix of rank 1 the rest is lost as well
     others = covariance.square().sum((-2, -1)) < 0.99 * spread.square()
     others |= covariance.shape[-1] == 1
-    if not bool(((total > 1e-24) & (total < 1e24) & (spread > 1e-4 * total) & others).all()):
-        raise TooNarrow
+    return not bool(((total > 1e-24) & (total < 1e24) & (spread > 1e-4 * total) & others).all())
+
+
+def whiten_in_float64(
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], z: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`forward` of rows brought near 1; its results as they would be of z, in z's dtypes."""
+    scale = unit_scale(z).double()
+    y, mean, covariance, matrix = forward(z.double() * scale, *options)
+    dtype = accumulation_dtype(z.dtype)
+    mean, covariance, matrix = mean / scale.squeeze(-1), covariance / scale.square(), matrix * scale
+    return y.to(z.dtype), mean.to(dtype), covariance.to(dtype), matrix.to(dtype)
+
+
+def whiten_backward_in_float64(
+    forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., Tensor], grad: Tensor, z: Tensor, *options: Any
+) -> Tensor:
+    """`backward` of what `forward` makes of rows brought near 1."""
+    scale = unit_scale(z).double()
+    x = z.double() * scale
+    y, *statistics = forward(x, *options)
+    return (backward(grad.double(), x, *statistics, *options, y) * scale).to(z.dtype)
 
 
 def drop_noise(covariance: Tensor, mean: Tensor) -> Tensor:
@@ -152,10 +166,7 @@ def awaited(covariance: Tensor, shrinkage: float) -> bool:
 
 def refuse_singular(singular: Tensor, shrinkage: float) -> None:
     """Raise if a covariance was; where nothing can be read (tracing, vmap, capture of a CUDA graph) the result is NaN."""
-    if singular.is_cuda:
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-            return
-    elif not checks.readable(singular):
+    if checks.traced(singular) or (singular.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     if bool(singular):
         raise ValueError(
@@ -192,7 +203,8 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     mean = x.mean(-2) if center else x.new_zeros(x.shape[0], x.shape[2])
     x = x - mean.unsqueeze(-2)
     covariance = x.mT @ x / z.shape[-2]
-    check_width(covariance, mean)
+    if too_narrow(covariance, mean):
+        return whiten_in_float64(whiten, z, method, shrinkage, center)
     covariance = drop_noise(covariance, mean)
     matrix = whitening_matrix(covariance, method, shrinkage)
     return (x @ matrix.mT).to(z.dtype), mean, covariance, matrix
@@ -209,6 +221,8 @@ def whiten_backward(
     center: bool,
     y: Tensor | None = None,
 ) -> Tensor:
+    if too_narrow(covariance, mean):
+        return whiten_backward_in_float64(whiten, whiten_backward, grad, z, method, shrinkage, center)
     x = z.to(mean.dtype) - mean.unsqueeze(-2)
     g = grad.to(mean.dtype)
     dcovariance = whitening_matrix_backward(g.mT @ x, covariance, matrix, method, shrinkage).to(mean.dtype)
