@@ -5,6 +5,11 @@ import os
 import warnings
 from collections.abc import Iterator
 
+# workers share the cores, and so do what they start: a thread that waits for one of another worker's costs most of the time
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
