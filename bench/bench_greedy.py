@@ -115,7 +115,8 @@ def jobs() -> Iterator[Job]:
 
     def check_logdet() -> None:
         ours, theirs = logdet(pool[by_logdet()]), logdet(pool[sherman_morrison_loop(pool, K)])
-        assert ours >= theirs * (1 - 1e-4), f"objective {ours} below the torch loop's {theirs}"
+        # early picks nearly tie, and go to a random row: what is reached differs by 8e-4 from seed to seed
+        assert ours >= theirs * (1 - 2e-3), f"objective {ours} below the torch loop's {theirs}"
 
     yield Job(
         f"greedy_select {K} of {N}x{D}, log-determinant, every row",

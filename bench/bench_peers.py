@@ -154,7 +154,8 @@ def _log_determinant(pool: Tensor, unit: Tensor) -> Job:
 
     def check() -> None:
         reached, reference = value(ours()), value(sherman_morrison())
-        assert reached >= reference * (1 - 1e-4), f"objective {reached} below {reference}"
+        # early picks nearly tie, and go to a random row: what is reached differs by 8e-4 from seed to seed
+        assert reached >= reference * (1 - 2e-3), f"objective {reached} below {reference}"
 
     return Job(
         f"peers: log-determinant, {K} of {N}x{D}",
