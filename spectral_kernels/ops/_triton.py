@@ -379,8 +379,16 @@ def column_mean(sums, batch, columns, count, d, splits):
 
 @triton.jit
 def inverse_norm(squares):
-    """1/‖z‖ from ‖z‖², 0 of a zero row; NaN, which is noted in the end, where float32 does not hold the squares."""
-    inverse = tl.where(squares > 0, 1.0 / tl.sqrt(tl.where(squares > 0, squares, 1.0)), 0.0)
+    """1/‖z‖ from ‖z‖², 0 of a zero row."""
+    # no division by 0, which the interpreter would warn of
+    least: tl.constexpr = 1e-38 if squares.dtype == tl.float32 else 1e-300
+    return tl.where(squares > 0, 1.0 / tl.sqrt(tl.maximum(squares, least)), 0.0)
+
+
+@triton.jit
+def checked_inverse_norm(squares):
+    """The same, or NaN, which is noted in the end, where float32 does not hold the squares: for forward passes."""
+    inverse = inverse_norm(squares)
     if squares.dtype == tl.float32:
         inverse = tl.where((squares == 0) | ((squares > 1e-30) & (squares < 1e36)), inverse, float("nan"))
     return inverse
@@ -410,7 +418,7 @@ def row_statistics_kernel(
                 inside = (rows < end)[:, None] & (columns < d)[None, :]
                 x = load_rows(pointers, there, inside, columns, index, ACC)
                 squares += tl.sum(x * x, 1)
-            tl.store(scale + batch * n + rows, inverse_norm(squares), mask=rows < end)
+            tl.store(scale + batch * n + rows, checked_inverse_norm(squares), mask=rows < end)
         # the scales are read again below, by other threads
         tl.debug_barrier()
     if SUMS:

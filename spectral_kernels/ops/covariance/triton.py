@@ -29,12 +29,12 @@ from spectral_kernels.ops._triton import (
     arrive,
     batch_strides,
     bf16_products,
+    checked_inverse_norm,
     column_mean,
     counters,
     dense_rows,
     dot_precision,
     holds_nan,
-    inverse_norm,
     launch,
     load_part,
     load_rows,
@@ -199,7 +199,7 @@ def row_tiles_kernel(
         pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
         x = load_rows(pointers, there, inside, columns, index, ACC)
         if NORMALIZE:
-            x *= inverse_norm(tl.sum(x * x, 1))[:, None]
+            x *= checked_inverse_norm(tl.sum(x * x, 1))[:, None]
         pivot = tl.sum(x, 0) / tl.minimum(n, BLOCK_K)
     acc = tl.zeros([BLOCK, BLOCK], dtype=ACC)
     cross = tl.zeros([BLOCK, BLOCK], dtype=ACC)
@@ -211,7 +211,7 @@ def row_tiles_kernel(
         pointers, there = row_pointers(z, index, batch, rows, n, z_batch, z_row)
         x = load_rows(pointers, there, inside, columns, index, ACC)
         if NORMALIZE:
-            x *= inverse_norm(tl.sum(x * x, 1))[:, None]
+            x *= checked_inverse_norm(tl.sum(x * x, 1))[:, None]
         if CENTER:
             x = tl.where(inside, x - pivot[None, :], 0.0)
             sums += tl.sum(tl.reshape(x, [FOLD, BLOCK_K // FOLD, BLOCK]), 0)
@@ -395,7 +395,7 @@ def tiles_kernel(
     a_squares, b_squares = tl.split(tl.reshape(both, [BLOCK, 2]))
     if alive:
         if FUSED:
-            acc = acc * inverse_norm(a_squares)[:, None] * inverse_norm(b_squares)[None, :]
+            acc = acc * checked_inverse_norm(a_squares)[:, None] * checked_inverse_norm(b_squares)[None, :]
         if MATRIX:
             store_tile(matrix, batch, acc / count, a_side, b_side, side, CROSS)
         if left_sums is not None:  # noqa: SIM102 (constants decide whether there are sums)

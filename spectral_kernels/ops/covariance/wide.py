@@ -16,6 +16,7 @@ from spectral_kernels.ops._triton import (
     AotCall,
     Configuration,
     batch_strides,
+    checked_inverse_norm,
     holds_nan,
     inverse_norm,
     launch,
@@ -72,7 +73,7 @@ def parts_kernel(
             tl.float32
         )
         if NORMALIZE:
-            x *= inverse_norm(tl.sum(x * x, 1))[:, None]
+            x *= checked_inverse_norm(tl.sum(x * x, 1))[:, None]
         if CENTER:
             x = tl.where(inside, x - shift[None, :], 0.0)
             total += tl.sum(x, 0)

@@ -20,6 +20,7 @@ from spectral_kernels.ops._triton import (
     WORD,
     AotCall,
     Configuration,
+    checked_inverse_norm,
     dense_rows,
     dot_precision,
     holds_nan,
@@ -70,7 +71,16 @@ def load_chunk(pointers, inside, columns, d, ACC: tl.constexpr, NATIVE: tl.const
 
 
 @triton.jit
-def anchor_products(x_pointers, p_pointers, inside, d, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
+def anchor_products(
+    x_pointers,
+    p_pointers,
+    inside,
+    d,
+    CHECKED: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """1/‖x‖, 1/‖p‖ and cosine of paired rows, ‖x‖² and ‖p‖²."""
     xx = tl.zeros([ROWS], dtype=ACC)
     pp = tl.zeros([ROWS], dtype=ACC)
@@ -82,15 +92,15 @@ def anchor_products(x_pointers, p_pointers, inside, d, ACC: tl.constexpr, ROWS: 
         xx += tl.sum(x * x, 1)
         pp += tl.sum(p * p, 1)
         xp += tl.sum(x * p, 1)
-    x_inverse = inverse_norm(xx)
-    p_inverse = inverse_norm(pp)
+    x_inverse = checked_inverse_norm(xx) if CHECKED else inverse_norm(xx)
+    p_inverse = checked_inverse_norm(pp) if CHECKED else inverse_norm(pp)
     return x_inverse, p_inverse, xp * x_inverse * p_inverse, xx, pp
 
 
 @triton.jit
 def similarities(
     x_pointers, x_inside, x_inverse, x_tile, y_pointers, y_inside, d,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, NATIVE: tl.constexpr, ONE: tl.constexpr,
+    CHECKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, NATIVE: tl.constexpr, ONE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Cosines of two blocks of rows, 1/‖y‖, and the block of y where it is whole rows (ONE)."""
@@ -112,7 +122,7 @@ def similarities(
                 a = round_to_tf32(a)
                 b = round_to_tf32(b)
             cosines = tl.dot(a, tl.trans(b), cosines, input_precision=PRECISION, out_dtype=ACC)
-    y_inverse = inverse_norm(yy)
+    y_inverse = checked_inverse_norm(yy) if CHECKED else inverse_norm(yy)
     return cosines * x_inverse[:, None] * y_inverse[None, :], y_inverse, y
 
 
@@ -159,7 +169,7 @@ def loss_kernel(
     else:
         p_pointers = row_pointers(p, None, part, rows, p_row, p_row, False)
     x_inverse, _p_inverse, positive, _xx, _pp = anchor_products(
-        x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K
+        x_pointers, p_pointers, inside, d, True, ACC, BLOCK_M, BLOCK_K
     )
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
     if PRECISION == "tf32":
@@ -172,7 +182,7 @@ def loss_kernel(
             y_pointers = row_pointers(y, y_second, other_part, others, y_row, y_second_row, TWO)
             cosines, _y_inverse, _y = similarities(
                 x_pointers, inside, x_inverse, x_tile, y_pointers, others < n, d,
-                ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
+                True, ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             counted = (others < n)[None, :] & (rows >= 0)[:, None]
             if DIAGONAL:
@@ -219,7 +229,9 @@ def gradient_kernel(
         p_pointers = row_pointers(x, x_second, 1 - part, rows, x_row, x_second_row, TWO)
     else:
         p_pointers = row_pointers(p, None, part, rows, p_row, p_row, False)
-    x_inverse, p_inverse, positive, xx, pp = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
+    x_inverse, p_inverse, positive, xx, pp = anchor_products(
+        x_pointers, p_pointers, inside, d, False, ACC, BLOCK_M, BLOCK_K
+    )
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
     if PRECISION == "tf32":
         x_tile = round_to_tf32(x_tile)
@@ -246,7 +258,7 @@ def gradient_kernel(
             y_pointers = row_pointers(y, y_second, other_part, others, y_row, y_second_row, TWO)
             cosines, y_inverse, y_tile = similarities(
                 x_pointers, inside, x_inverse, x_tile, y_pointers, y_inside, d,
-                ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
+                False, ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             # of all rows x: what lies beyond m is not stored
             counted = y_inside[None, :] & (rows >= 0)[:, None]
@@ -319,7 +331,9 @@ def norms_kernel(
         value = tl.load(first_row + columns, mask=columns < d, other=0.0).to(ACC)
         origin_square += tl.sum(value * value, 0)
     origin = tl.load(first_row + features, mask=features < d, other=0.0).to(ACC) * inverse_norm(origin_square)
-    x_inverse, p_inverse, positive, _xx, _pp = anchor_products(x_pointers, p_pointers, inside, d, ACC, BLOCK_M, BLOCK_K)
+    x_inverse, p_inverse, positive, _xx, _pp = anchor_products(
+        x_pointers, p_pointers, inside, d, True, ACC, BLOCK_M, BLOCK_K
+    )
     x_tile = load_chunk(x_pointers, inside, tl.arange(0, BLOCK_K), d, ACC, NATIVE)
     if PRECISION == "tf32":
         x_tile = round_to_tf32(x_tile)
@@ -332,7 +346,7 @@ def norms_kernel(
             y_pointers = row_pointers(y, y_second, other_part, others, y_row, y_second_row, TWO)
             cosines, y_inverse, y_tile = similarities(
                 x_pointers, inside, x_inverse, x_tile, y_pointers, others < n, d,
-                ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
+                True, ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             counted = (others < n)[None, :] & (rows >= 0)[:, None]
             if DIAGONAL:
