@@ -380,8 +380,8 @@ def column_mean(sums, batch, columns, count, d, splits):
 @triton.jit
 def inverse_norm(squares):
     """1/‖z‖ from ‖z‖², 0 of a zero row."""
-    # no division by 0, which the interpreter would warn of
-    least: tl.constexpr = 1e-38 if squares.dtype == tl.float32 else 1e-300
+    # no division by 0, which the interpreter would warn of; a subnormal number would be a float64 to Triton 3.6
+    least: tl.constexpr = 1e-37 if squares.dtype == tl.float32 else 1e-300
     return tl.where(squares > 0, 1.0 / tl.sqrt(tl.maximum(squares, least)), 0.0)
 
 
