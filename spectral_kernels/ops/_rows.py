@@ -26,10 +26,8 @@ def _peak(x: Tensor, dim: int | tuple[int, int]) -> Tensor:
 
 
 def _scale_and_unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """1/‖x‖ of each row times its largest magnitude, which is the second factor's inverse, and x/‖x‖.
-
-    Of largest magnitude 1, no row's squares over- or underflow.
-    """
+    """1/‖x‖ and x/‖x‖ of each row, 0 of a zero row."""
+    # of largest magnitude 1, no row's squares over- or underflow
     peak = _peak(x, -1)
     x = x / peak
     square = x.square().sum(-1, keepdim=True)
