@@ -18,7 +18,9 @@ def whiten(z: Tensor, method: str, shrinkage: float, center: bool) -> tuple[Tens
     covariance, mean = kernels.covariance_mean(z, center, False, 0)
     if too_narrow(covariance, mean):
         return whiten_in_float64(whiten, z, method, shrinkage, center)
-    matrix = whitening_matrix(drop_noise(covariance, mean), method, shrinkage)
+    # in float32 what is rounding noise was too narrow
+    spread = drop_noise(covariance, mean) if covariance.dtype == torch.float64 else covariance
+    matrix = whitening_matrix(spread, method, shrinkage)
     return kernels.whiten_apply(z, mean, matrix, method == "cholesky"), mean, covariance, matrix
 
 
