@@ -352,19 +352,6 @@ Tensor batch_effective_rank2(const Tensor& rows, const Tensor& indices_, bool ce
   return out;
 }
 
-/// Where each row of the pool appears among the indices, in order: places[starts[row]] up to places[starts[row + 1]].
-struct Appearances {
-  std::vector<int64_t> starts, places;
-
-  Appearances(const int64_t* index, int64_t count, int64_t rows)
-      : starts(static_cast<size_t>(rows) + 1), places(static_cast<size_t>(count)) {
-    for (int64_t i = 0; i < count; ++i) ++starts[static_cast<size_t>(index[i]) + 1];
-    for (size_t r = 1; r < starts.size(); ++r) starts[r] += starts[r - 1];
-    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-    for (int64_t i = 0; i < count; ++i) places[static_cast<size_t>(next[static_cast<size_t>(index[i])]++)] = i;
-  }
-};
-
 Tensor batch_effective_rank2_backward(const Tensor& grad_, const Tensor& rows, const Tensor& indices_, bool center,
                                       bool normalize) {
   const Tensor pool = dense_rows(rows), indices = checked_indices(indices_, rows.size(0));

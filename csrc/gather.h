@@ -44,4 +44,17 @@ inline BatchRows batch_of_tensor(const Tensor& z, bool normalize, int64_t batch,
   return {rows_of(z, normalize, batch), z.size(1), bad, batch * z.size(1)};
 }
 
+/// Where each row of the pool appears among the indices, in order: places[starts[row]] up to places[starts[row + 1]].
+struct Appearances {
+  std::vector<int64_t> starts, places;
+
+  Appearances(const int64_t* index, int64_t count, int64_t rows)
+      : starts(static_cast<size_t>(rows) + 1), places(static_cast<size_t>(count)) {
+    for (int64_t i = 0; i < count; ++i) ++starts[static_cast<size_t>(index[i]) + 1];
+    for (size_t r = 1; r < starts.size(); ++r) starts[r] += starts[r - 1];
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t i = 0; i < count; ++i) places[static_cast<size_t>(next[static_cast<size_t>(index[i])]++)] = i;
+  }
+};
+
 }  // namespace spectral_kernels

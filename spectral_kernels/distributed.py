@@ -17,7 +17,7 @@ from spectral_kernels.library import op
 from spectral_kernels.ops._rows import accumulation_dtype, is_negligible, read_rows
 from spectral_kernels.ops._selection import Selection, check_generator, check_window, draw_seed, is_seen, row_keys
 from spectral_kernels.ops.covariance import covariance
-from spectral_kernels.ops.effective_rank import _significant, check_order, rank_of_spectrum
+from spectral_kernels.ops.effective_rank import check_order, rank_of_spectrum, significant
 from spectral_kernels.ops.greedy import OBJECTIVES, SPARE_DRAWS
 from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
 from spectral_kernels.selection import MemoryBank
@@ -114,7 +114,7 @@ def distributed_effective_rank(
         value = torch.where(spread, matrix.trace().square() / torch.where(spread, squares, 1.0), 0.0)
     else:
         values = torch.linalg.eigvalsh(matrix).flip(-1).clamp(min=0)
-        value = rank_of_spectrum(_significant(values), order)
+        value = rank_of_spectrum(significant(values), order)
     return value.to(accumulation_dtype(z.dtype))
 
 

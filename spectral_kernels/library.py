@@ -209,6 +209,21 @@ def _without_autocast(function: Callable[..., Any], inputs: Sequence[Any]) -> An
     return function(*inputs)
 
 
+class _Existing(torch.autograd.Function):
+    """The identity, which raises where a derivative comes back as NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if checks.readable(grad) and bool(grad.isnan().any()):
+            raise RuntimeError(f"{ctx.name} has no second derivative here: torch has none where eigenvalues repeat")
+        return grad, None
+
+
 def differentiate(
     name: str,
     *,
@@ -268,7 +283,8 @@ def differentiate(
             output: Tensor = result[0] if isinstance(result, tuple) else result
             return output
 
-        pull = torch.func.vjp(first_output, *(inputs[place] for place in places))[1]
+        differentiated = (_Existing.apply(inputs[place], name) for place in places)  # type: ignore[no-untyped-call]
+        pull = torch.func.vjp(first_output, *differentiated)[1]
         gradients = dict(zip(places, pull(grad), strict=True))
         return tuple(gradients.get(place) for place in range(tensors))
 

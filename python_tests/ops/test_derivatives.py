@@ -126,6 +126,18 @@ def test_first_derivatives_where_eigenvalues_repeat(order: float) -> None:
         )
 
 
+def test_second_derivatives_where_eigenvalues_repeat_are_right_or_refused() -> None:
+    z = torch.eye(4, 7, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(sk.effective_rank(z, order=1), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="spectrum has no second derivative here"):
+        torch.autograd.grad(gradient.sum(), z)
+    # order 2 needs no eigenvalues; nor do zeros, as of copies, do harm
+    assert torch.autograd.gradgradcheck(lambda x: sk.effective_rank(x, order=2), z)
+    copies = rows()
+    copies[3:5] = copies[2]
+    assert torch.autograd.gradgradcheck(lambda x: sk.effective_rank(x, order=3), copies.requires_grad_())
+
+
 @pytest.mark.parametrize("method", ("zca", "newton_schulz"))
 def test_whitening_differentiates_where_eigenvalues_repeat(method: str) -> None:
     z = rows(5, 9)

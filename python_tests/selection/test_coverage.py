@@ -75,3 +75,15 @@ def test_coverage_is_of_active_rows_and_of_a_rank():
     assert bool((samplers[0].visited ^ samplers[1].visited).all())
     pool.retire(samplers[0].visited.nonzero()[:, 0])
     assert [sampler.coverage for sampler in samplers] == [0, 1]
+
+
+def test_what_replacement_passes_over():
+    """The figures of README and of GreedyBatchSampler."""
+    z = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 129) ** -0.5
+    embeddings = MemoryBank(4096, 128)
+    embeddings.update(torch.arange(4096), z)
+    sampler, shares = GreedyBatchSampler(embeddings, 256), []
+    for _ in range(20):
+        list(sampler)
+        shares.append(sampler.coverage)
+    assert 0.29 < shares[2] < 0.33 and 0.55 < shares[19] < 0.6

@@ -389,7 +389,7 @@ BANK = warm_bank(32)
         (lambda: PoolBatchSampler(BANK, 8, policy=1.5), "quantile in \\[0, 1\\], got 1.5"),
         (lambda: PoolBatchSampler(BANK, 8, window=(3, 2)), "window must satisfy 0 <= lo <= hi"),
         (lambda: PoolBatchSampler(BANK, 8, order=-1.0), "order"),
-        (lambda: PoolBatchSampler(BANK, 8, min_seen=1.5), "min_seen must be a share in \\[0, 1\\], got 1.5"),
+        (lambda: PoolBatchSampler(BANK, 8, min_seen=1.5), "min_seen must be between 0 and 1, got 1.5"),
         (lambda: GreedyBatchSampler(BANK, 33), "batch_size = 33 exceeds the 32 rows"),
         (lambda: GreedyBatchSampler(BANK, 8, candidates=0), "candidates must be at least 1, got 0"),
         (
@@ -397,7 +397,7 @@ BANK = warm_bank(32)
             "objective must be one of effective_rank, logdet",
         ),
         (lambda: GreedyBatchSampler(BANK, 8, window=4), "window must be a pair"),
-        (lambda: GreedyBatchSampler(BANK, 8, min_seen="all"), "min_seen must be a share"),
+        (lambda: GreedyBatchSampler(BANK, 8, min_seen="all"), "min_seen must be between 0 and 1, got 'all'"),
         (lambda: GreedyBatchSampler(BANK, 8).set_epoch(-1), "epoch must be at least 0, got -1"),
         (lambda: GreedyBatchSampler(BANK, 8).set_epoch(1.0), "epoch must be an integer, got 1.0"),
     ],

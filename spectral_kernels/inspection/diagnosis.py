@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.inspection.moments import moments, unit_rows
+from spectral_kernels.inspection.moments import moments
 from spectral_kernels.inspection.result import BATCH, DUPLICATE, Diagnosis
-from spectral_kernels.ops.effective_rank import _significant, _singular, effective_rank, rank_of_spectrum
+from spectral_kernels.ops._rows import read_rows
+from spectral_kernels.ops.effective_rank import effective_rank, rank_of_spectrum, significant, singular
 from spectral_kernels.ops.effective_rank.error import effective_rank_error
 from spectral_kernels.ops.greedy import greedy_select
 from spectral_kernels.theory.band import gradient_band
@@ -93,14 +94,14 @@ def _ranks(values: Tensor, centred: Tensor, rows: int) -> dict[str, float]:
 
 def _rankme(raw: Tensor) -> float:
     """Of the eigenvalues of the raw rows' second moment; what is below its rounding would count, by its square root."""
-    return float(rank_of_spectrum(_singular(_significant(raw)), 1.0))
+    return float(rank_of_spectrum(singular(significant(raw)), 1.0))
 
 
 def _draw(z: Tensor, count: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
     """`count` rows, or all, as unit rows."""
     if len(z) <= count:
-        return unit_rows(z.cpu().to(dtype))
-    return unit_rows(z[torch.randperm(len(z), generator=generator)[:count].sort().values].cpu().to(dtype))
+        return read_rows(z.cpu(), True, dtype)
+    return read_rows(z[torch.randperm(len(z), generator=generator)[:count].sort().values].cpu(), True, dtype)
 
 
 def _uniformity(sample: Tensor) -> float:
@@ -113,11 +114,11 @@ def _duplicates(z: Tensor, generator: torch.Generator, tell: Callable[[float], N
     """Share of rows with another one within `DUPLICATE`, its standard error, and of how many rows."""
     exact = len(z) <= SAMPLE
     queries = torch.arange(len(z)) if exact else torch.randperm(len(z), generator=generator)[:QUERIES].sort().values
-    unit = unit_rows(z[queries].cpu().double()).float()
+    unit = read_rows(z[queries].cpu(), True, torch.float64).float()
     nearest = torch.full((len(queries),), -1.0)
     # float64 rows may lie outside float32
     for first, piece in _pieces(z, torch.float64 if z.dtype == torch.float64 else torch.float32):
-        cosines = unit @ unit_rows(piece).float().mT
+        cosines = unit @ read_rows(piece, True).float().mT
         own = (queries >= first) & (queries < first + len(piece))
         cosines[own.nonzero().squeeze(1), queries[own] - first] = -1.0
         nearest = torch.maximum(nearest, cosines.amax(1))

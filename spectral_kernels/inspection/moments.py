@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops._rows import is_negligible
+from spectral_kernels.ops._rows import is_negligible, read_rows
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,6 @@ class Moments:
     mean: Tensor
     raw: Tensor
     zero_rows: int
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """Rows scaled to length 1 whose squares neither overflow nor vanish; zero rows stay."""
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
-    x = x / torch.where(largest > 0, largest, 1.0)
-    return x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1.0))
 
 
 def moments(pieces: Iterable[tuple[int, Tensor]], d: int, tell: Callable[[int], None]) -> Moments:
@@ -61,7 +54,7 @@ def moments(pieces: Iterable[tuple[int, Tensor]], d: int, tell: Callable[[int], 
         if scale > 0:
             scaled = x / scale
             raw.addmm_(scaled.mT, scaled)
-        unit = unit_rows(x)
+        unit = read_rows(x, True)
         own = unit.mean(0)
         unit -= own
         scatter.addmm_(unit.mT, unit)

@@ -195,11 +195,10 @@ class SpectrumMonitor:
 
     def _rows(self, query: Tensor, key: Tensor, queue: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """What there is to measure: some anchors, on one device and in one dtype, without pairs that hold NaN or Inf."""
-        checks.floating(query, "query", ndim=2)
-        checks.floating(key, "key", ndim=2)
+        query, key = checks.floating(query, "query", ndim=2), checks.floating(key, "key", ndim=2)
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
         if queue is not None:
-            checks.floating(queue, "queue", ndim=2)
+            queue = checks.floating(queue, "queue", ndim=2)
             dtype = torch.promote_types(dtype, queue.dtype)
 
         # the band is computed in float64, which MPS has not

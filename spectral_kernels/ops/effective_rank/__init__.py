@@ -135,7 +135,8 @@ def effective_rank(
         backend: see `spectral_kernels.backends`.
 
     Returns:
-        (...,), in units of dimensions; float64 for float64 rows, else float32. Differentiable in z for order > 0.
+        (...,), in units of dimensions; float64 for float64 rows, else float32. Differentiable in z for order > 0, twice by
+        another order than 2 where no positive eigenvalues are equal (else a RuntimeError; NaN from torch.func).
 
     Raises:
         ValueError: wrong shape or dtype, order below 0 or NaN, unknown spectrum, `unbiased` with another order or
@@ -157,8 +158,8 @@ def effective_rank(
     if not normalize:
         # eigenvalues are squares: they would leave the range of float32
         z = z * unit_scale(z)
-    values = _significant(eigenvalue_spectrum(z, center=center, normalize=normalize, backend=backend))
-    return rank_of_spectrum(_singular(values) if spectrum == "singular" else values, order)
+    values = significant(eigenvalue_spectrum(z, center=center, normalize=normalize, backend=backend))
+    return rank_of_spectrum(singular(values) if spectrum == "singular" else values, order)
 
 
 def rankme(z: Tensor, *, backend: str | None = None) -> Tensor:
@@ -181,13 +182,15 @@ def rankme(z: Tensor, *, backend: str | None = None) -> Tensor:
     return effective_rank(z, normalize=False, spectrum="singular", backend=backend)
 
 
-def _significant(values: Tensor) -> Tensor:
+def significant(values: Tensor) -> Tensor:
+    """Eigenvalues (..., d), 0 where they are rounding of a float64 matrix."""
     # below the rounding of a float64 matrix an eigenvalue is noise; orders below 1 have steep gradients there
     floor = values.shape[-1] * torch.finfo(torch.float64).eps * values.detach().amax(-1, keepdim=True)
     return torch.where(values <= floor, 0.0, values)
 
 
-def _singular(values: Tensor) -> Tensor:
+def singular(values: Tensor) -> Tensor:
+    """Singular values of the rows, up to a factor, from the eigenvalues of their second moment."""
     # the square root has no derivative at 0, where a singular value adds nothing to the rank
     zero = values <= 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, values).sqrt())
@@ -228,4 +231,4 @@ def batch_effective_rank(
     if not normalize:
         pool = pool * unit_scale(pool)
     name = choose("batch_spectrum", pool.device, backend, cuda=lambda: cuda_fit(indices.shape[1], pool.shape[1]))
-    return rank_of_spectrum(_significant(op("batch_spectrum")(pool, indices, center, normalize, name)), order)
+    return rank_of_spectrum(significant(op("batch_spectrum")(pool, indices, center, normalize, name)), order)
