@@ -71,9 +71,9 @@ def test_what_does_not_depend_on_the_scale(scale: float, kind: str, backend: str
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ("plain", "nearly equal"))
-@pytest.mark.parametrize("scale", (1e-30, 1e-15, 1e15))
+@pytest.mark.parametrize("scale", (1e-30, 1e-15, 1.0, 1e15))
 def test_gradients(scale: float, kind: str, backend: str) -> None:
-    for n, d in SHAPES[::2]:
+    for n, d in SHAPES:
         single = spread_rows(n, d, scale, kind).requires_grad_()
         exact = (single.detach().double() / scale).requires_grad_()
         for center in (False, True):
