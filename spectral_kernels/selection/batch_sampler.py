@@ -6,7 +6,7 @@ own shard, without communication. Ranks that are not given are read from torch.d
 group whenever they are needed, so a sampler may be made before the group.
 
 **Epochs.** Each iteration is a new epoch: the one set by `set_epoch`, where that was called since the
-last one began, else the next. It begins, and counts, as its first batch is asked for, however many
+last one began, else the next. It begins, and counts, as its first batch is requested, however many
 more are. After `load_state_dict` the rest of the epoch loaded comes first.
 
 **Seeds.** Batch t draws from a generator derived from (seed, epoch, rank, t). It does not depend on
@@ -146,7 +146,7 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # nothing runs before the first batch is asked for: a DataLoader with workers calls iter twice
+        # nothing runs before the first batch is requested: a DataLoader with workers calls iter twice
         began = time.perf_counter()
         progress = self._enter()
         shard, batches = self.sampler.rows(), len(self)

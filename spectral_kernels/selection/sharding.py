@@ -36,7 +36,7 @@ class ShardSampler(Sampler[int]):
     permutation that do not deal out evenly sit the epoch out, without it the last places are filled
     with its first rows (both as in `torch.utils.data.DistributedSampler`).
 
-    Ranks that are not given are those of torch.distributed's process group whenever they are asked
+    Ranks that are not given are those of torch.distributed's process group whenever they are
     for, 1 and 0 without one: a sampler may be made before the group.
 
     Iterated itself, it begins with the present epoch, and each further time takes the next one, until
@@ -44,7 +44,7 @@ class ShardSampler(Sampler[int]):
 
     Attributes:
         epoch: the one that was set or begun last.
-        begun: whether batches of it were asked for since it was set.
+        begun: whether batches of it were requested since it was set.
     """
 
     def __init__(
