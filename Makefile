@@ -39,7 +39,7 @@ help:
 .PHONY: demo
 demo: $(VENV)/package.stamp
 	tools/fetch_fashion_mnist.sh
-	$(VENV)/bin/spectral-kernels compare --config demo --out demo_output
+	$(VENV)/bin/spectral-kernels compare --config demo --out demo_output data.download=true
 
 .PHONY: test
 test: $(VENV)/package.stamp

@@ -15,7 +15,7 @@ from torch import Tensor
 import spectral_kernels as sk
 from spectral_kernels import cli
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
-from spectral_kernels.files import write_csv
+from spectral_kernels.files.writing import write_csv
 from spectral_kernels.ops.whitening import METHODS
 
 DOCS = Path(__file__).parent.parent / "docs"

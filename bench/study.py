@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
-from spectral_kernels.files import replace_file, write_csv
+from spectral_kernels.files.writing import write_csv, write_text
 from spectral_kernels.training.compare import Comparison, RunRecord
 from spectral_kernels.training.config import Config, read_config
 from spectral_kernels.training.data import load
@@ -288,7 +288,7 @@ def report(text: Path = ROOT / "docs" / "wall_clock.md") -> None:
     """Rewrite the tables in the text, and the picture beside it."""
     before, rest = text.read_text(encoding="utf-8").split(BEGIN)
     content = f"{before}{BEGIN}\n{markdown()}\n{END}{rest.split(END)[1]}"
-    replace_file(text, lambda file: file.write(content))
+    write_text(text, content)
     draw(text.with_suffix(".png"))
 
 

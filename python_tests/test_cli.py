@@ -92,7 +92,7 @@ def test_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert "greedy-8, seed 0: step 4" in out
     assert "selection overhead" in out
     files = ["last.ckpt", "monitor.csv", "monitor_spectrum.csv", "results.csv", "steps.csv"]
-    assert sorted(path.name for path in Path("here").iterdir()) == files  # one measurement is no picture yet
+    assert sorted(path.name for path in Path("here").iterdir()) == [".lock", *files]  # one measurement is no picture yet
     status, out, _ = run(capsys, *words)
     assert status == 0
     assert "finished before" in out
@@ -115,7 +115,7 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("untrained encoder", "random", "pool-balanced", "greedy-8", "Target: linear probe", "overhead, %"):
         assert text in out
     names = {path.name for path in Path("runs/compare-tiny").iterdir()}
-    assert names == {"runs", "results.csv", "steps.csv", "summary.json", "comparison.png"}
+    assert names == {".lock", "runs", "results.csv", "steps.csv", "summary.json", "comparison.png"}
 
 
 def test_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The command line, `spectral-kernels`."""
 
 import argparse
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,9 @@ from pathlib import Path
 import spectral_kernels
 from spectral_kernels import plots
 from spectral_kernels.commands import band, inspect, variance
+from spectral_kernels.files import lock
+from spectral_kernels.files.reading import shown
+from spectral_kernels.files.writing import sweep
 from spectral_kernels.monitor import plots as monitor_plots
 from spectral_kernels.monitor.log import spectrum_path
 from spectral_kernels.training import report
@@ -54,7 +59,7 @@ they mean):
 TRAIN_HELP = """\
 Train SimCLR with one selection strategy. Writes last.ckpt, results.csv, steps.csv, and what the
 SpectrumMonitor saw (monitor.csv, monitor_spectrum.csv, monitor.png); the same command goes on where
-it was stopped.
+it was stopped. Exit status: 1 after an error, 130 after Ctrl-C, 143 after SIGTERM (it saves first).
 
 selection.strategy is one of
   random               shuffled epochs
@@ -75,6 +80,11 @@ same command goes on where it was stopped, and prints a finished comparison agai
 """
 
 
+LONGEST = 1000  # characters of an error
+# what torch says where memory cannot be had, which is no error of a kind of its own on the CPU
+NO_MEMORY = re.compile("allocate memory|out of memory|[Ss]torage size calculation overflow|numel.*overflow", re.DOTALL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = _parser()
@@ -90,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments) or 0)
     except Terminated as stopped:
         print(f"spectral-kernels: {stopped}; the same command goes on from there", file=sys.stderr)
-        return 0
+        return 128 + signal.SIGTERM  # not 0: what follows `&&` is to wait for the rest
     except KeyboardInterrupt:
         print(
             "spectral-kernels: interrupted; the same command goes on from the last checkpoint",
@@ -101,10 +111,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except (ValueError, OSError, ImportError, spectral_kernels.BackendError, Diverged) as error:
-        if arguments.debug:
+        return _failed(arguments, str(error), error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
-        print(f"spectral-kernels: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _failed(arguments, f"not enough memory for these settings: {error}", error)
+
+
+def _failed(arguments: argparse.Namespace, reason: str, error: Exception) -> int:
+    if arguments.debug:
+        raise error
+    text = " ".join(reason.split())
+    text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
+    print(f"spectral-kernels: error: {text}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "variance of the gradient, with and without in-batch whitening"
     _add_run_arguments(add("variance", _variance, text, variance.HELP))
     command = add("inspect", _inspect, "diagnose embeddings from a file", inspect.HELP)
-    command.add_argument("file", type=Path, metavar="FILE", help=".npy, .pt or .safetensors")
-    command.add_argument("--key", metavar="NAME", help="which tensor of a .pt or .safetensors file")
+    command.add_argument("file", type=Path, metavar="FILE", help=".npy, .npz, .pt or .safetensors")
+    command.add_argument("--key", metavar="NAME", help="which tensor of a .npz, .pt or .safetensors file")
     command.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where to write (default: here)")
     command.add_argument("--subset", type=int, metavar="K", help="write the row numbers of a diverse subset of K rows")
     command.add_argument("--temperature", type=float, default=0.1, metavar="τ", help="of the softmax (default: 0.1)")
@@ -228,7 +248,10 @@ def _open(arguments: argparse.Namespace, command: str, defaults: Sequence[str] =
     # their own
     warnings.filterwarnings("ignore", message="the memory bank is cold")
     out = arguments.out or Path("runs") / f"{command}-{Path(arguments.config).stem}"
-    return read_config(arguments.config, [*defaults, *arguments.overrides]), out
+    config = read_config(arguments.config, [*defaults, *arguments.overrides])
+    arguments.lock = lock.hold(out)
+    sweep(out)
+    return config, out
 
 
 def _load(config: Config) -> ImageData:
@@ -243,7 +266,9 @@ def _hint(out: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. Start anew with --fresh, or write elsewhere than {out} with --out") from error
+        raise ValueError(
+            f"{error}. Start anew with --fresh, or write elsewhere than {shown(out)} with --out"
+        ) from error
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from spectral_kernels.files.writing import replacing
+
 # Okabe & Ito's colours, told apart with any colour vision; the baseline is grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D1F")
 BASELINE = "#4D4D4D"
@@ -41,7 +43,6 @@ def drawing(path: Path) -> Iterator[Any]:
     with pyplot.rc_context(STYLE):
         yield pyplot
         figure = pyplot.gcf()
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
-        temporary.replace(path)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=150, format="png", metadata={"Software": None})
         pyplot.close(figure)

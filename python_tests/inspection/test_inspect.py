@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 import spectral_kernels as sk
 from spectral_kernels import cli
 from spectral_kernels.inspection import diagnosis
 from spectral_kernels.inspection.diagnosis import diagnose
-from spectral_kernels.inspection.files import open_embeddings
 
 
 def embeddings(n: int = 700, d: int = 24, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -66,51 +64,6 @@ def test_near_duplicates_of_many_rows_are_estimated(monkeypatch: pytest.MonkeyPa
     found = diagnose(z)
     assert found.duplicate_share == pytest.approx(1 / 7, abs=0.06)
     assert found.duplicate_error == pytest.approx(math.sqrt(found.duplicate_share * (1 - found.duplicate_share) / 512))
-
-
-def test_the_same_file_in_every_format(tmp_path: Path) -> None:
-    z = embeddings(20, 5)
-    np.save(tmp_path / "z.npy", z.numpy())
-    np.save(tmp_path / "half.npy", z.half().numpy())
-    np.save(tmp_path / "big_endian.npy", z.numpy().astype(">f4"))
-    torch.save(z, tmp_path / "z.pt")
-    torch.save({"z": z, "other": z + 1}, tmp_path / "two.pt")
-    save_file({"z": z.bfloat16()}, tmp_path / "z.safetensors")
-    assert torch.equal(open_embeddings(tmp_path / "z.npy"), z)
-    assert torch.equal(open_embeddings(tmp_path / "big_endian.npy"), z)
-    assert torch.equal(open_embeddings(tmp_path / "half.npy"), z.half())
-    assert torch.equal(open_embeddings(tmp_path / "z.pt"), z)
-    assert torch.equal(open_embeddings(tmp_path / "two.pt", "other"), z + 1)
-    assert torch.equal(open_embeddings(tmp_path / "z.safetensors"), z.bfloat16())
-    opened = open_embeddings(tmp_path / "z.npy")
-    opened[0] = 5  # copy on write
-    assert torch.equal(open_embeddings(tmp_path / "z.npy"), z)
-
-
-def test_bad_files(tmp_path: Path) -> None:
-    z = embeddings(20, 5)
-    torch.save({"a": z, "b": z}, tmp_path / "two.pt")
-    torch.save([z], tmp_path / "list.pt")
-    np.save(tmp_path / "ints.npy", np.zeros((3, 2), dtype=np.int64))
-    np.save(tmp_path / "flat.npy", np.zeros(3))
-    for name in ("cut.npy", "cut.pt", "cut.safetensors"):
-        (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00")
-    for name, key, message in (
-        ("z.txt", None, r"z\.txt must be one of \.npy"),
-        ("two.pt", None, r"holds 2 tensors \('a', 'b'\): say which one with --key"),
-        ("two.pt", "c", r"has no tensor 'c'; there are: 'a', 'b'"),
-        ("list.pt", None, "must hold a tensor, got list"),
-        ("ints.npy", None, "must be float64, float32 or float16, got int64"),
-        ("ints.npy", "a", "key goes with"),
-        ("flat.npy", None, "must have 2 dimensions"),
-        ("cut.npy", None, r"cannot be read as \.npy"),
-        ("cut.pt", None, "cannot be read as tensors alone"),
-        ("cut.safetensors", None, r"cannot be read as \.safetensors"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            open_embeddings(tmp_path / name, key)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        open_embeddings(tmp_path / "none.npy")
 
 
 def test_bad_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from spectral_kernels.files import write_csv
+from spectral_kernels.files.writing import write_csv
 from spectral_kernels.theory import figure
 from spectral_kernels.theory.validation import (
     BATCHES,

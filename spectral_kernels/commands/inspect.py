@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 
 from spectral_kernels import checks
-from spectral_kernels.files import write_csv
+from spectral_kernels.files.embeddings import open_embeddings
+from spectral_kernels.files.reading import shown
+from spectral_kernels.files.writing import replacing, write_csv
 from spectral_kernels.inspection.diagnosis import diagnose
-from spectral_kernels.inspection.files import open_embeddings
 from spectral_kernels.ops._rows import NORM_FLOOR
 from spectral_kernels.ops.greedy import greedy_select
 
 HELP = """\
 Diagnose embeddings: effective ranks of every order with an error, spectrum, near-duplicates, and
-what batches of them look like. FILE is .npy, .pt (tensors alone) or .safetensors; rows are scaled
-to unit length, but for RankMe; the file is read in pieces. Writes FILE's name with _spectrum.csv
-and _spectrum.png, and with --subset a diverse subset's row numbers as .npy.
+what batches of them look like. FILE is .npy, .npz, .pt or .safetensors, and is read in pieces; rows
+are scaled to unit length, but for RankMe. Writes FILE's name with _spectrum.csv and _spectrum.png,
+and with --subset a diverse subset's row numbers as .npy.
 """
 
 
@@ -28,20 +29,20 @@ def run(file: Path, out: Path, *, key: str | None, subset: int | None, temperatu
     if subset is not None:
         checks.integer(subset, "--subset", 1, len(z))
     found = diagnose(z, temperature=temperature, progress=_show if sys.stderr.isatty() else None)
-    print(found.table(str(file)))
+    print(found.table(shown(file)))
     spectrum, picture = out / f"{file.stem}_spectrum.csv", out / f"{file.stem}_spectrum.png"
     pairs = zip(found.spectrum.tolist(), found.centred_spectrum.tolist(), strict=True)
     write_csv(spectrum, ({"k": k, "eigenvalue": a, "centred": b} for k, (a, b) in enumerate(pairs, 1)))
     files = [spectrum]
     try:
-        found.plot(picture, file.name)
+        found.plot(picture, shown(file.name))
         files.append(picture)
     except ModuleNotFoundError as error:
         print(f"No picture: {error}")
     if subset is not None:
         files.append(out / f"{file.stem}_subset.npy")
-        _write_subset(files[-1], z, subset)
-    print(f"\nTook {time.monotonic() - began:.1f} s. Written: {', '.join(map(str, files))}")
+        _write_subset(files[-1], z[:], subset)
+    print(f"\nTook {time.monotonic() - began:.1f} s. Written: {', '.join(map(shown, files))}")
 
 
 def _show(share: float) -> None:
@@ -56,5 +57,6 @@ def _write_subset(path: Path, z: torch.Tensor, subset: int) -> None:
     picks = z[chosen.indices]
     if bool(((picks.double().norm(dim=1) <= NORM_FLOOR) & (picks != 0).any(1)).any()):
         raise ValueError(f"--subset takes rows shorter than {NORM_FLOOR:g} for zero rows: scale the embeddings up")
-    numpy.save(path, chosen.indices.numpy())
+    with replacing(path) as out:
+        numpy.save(out, chosen.indices.numpy())
     print(f"subset of {subset}: R2 {float(chosen.effective_rank.reshape(-1)[-1]):.2f}")

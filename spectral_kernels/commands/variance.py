@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
-from spectral_kernels.files import write_csv
+from spectral_kernels.files.writing import write_csv
 from spectral_kernels.training.compare import run_config
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import ImageData

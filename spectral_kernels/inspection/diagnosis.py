@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
+from spectral_kernels.files.stored_rows import StoredRows
 from spectral_kernels.inspection.moments import moments
 from spectral_kernels.inspection.result import BATCH, DUPLICATE, Diagnosis
 from spectral_kernels.ops._rows import read_rows
@@ -22,14 +23,15 @@ BATCHES = 16
 
 
 def diagnose(
-    z: Tensor, *, temperature: float = 0.1, seed: int = 0, progress: Callable[[float], None] | None = None
+    z: Tensor | StoredRows, *, temperature: float = 0.1, seed: int = 0, progress: Callable[[float], None] | None = None
 ) -> Diagnosis:
     """Diagnose embeddings: effective ranks of every order, spectra, near-duplicates, what batches of them look like.
 
     They are read twice, in pieces, of which 128 MB are held at a time; nothing of size N² is made. Rows of any scale.
 
     Args:
-        z: (N, d), float64, float32, bfloat16 or float16; may be memory-mapped, or on any device.
+        z: (N, d), float64, float32, bfloat16 or float16; may be memory-mapped, or on any device, or in a file
+            (`open_embeddings`).
         temperature: τ of the batches' softmax.
         seed: of the samples.
         progress: is told the share of the work that is done.
@@ -41,7 +43,8 @@ def diagnose(
         ValueError: wrong shape or dtype; fewer than two rows; a row that holds NaN or Inf (the first one is named); only
             zero rows; temperature not above 0.
     """
-    z = checks.floating(z, "embeddings", ndim=2).detach()
+    if not isinstance(z, StoredRows):
+        z = checks.floating(z, "embeddings", ndim=2).detach()
     checks.positive(temperature, "temperature")
     rows, dim = z.shape
     if rows < 2:
@@ -67,7 +70,7 @@ def diagnose(
     )  # fmt: skip
 
 
-def _pieces(z: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def _pieces(z: Tensor | StoredRows, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """First row and rows of each piece."""
     # what is made of float64 rows takes eight times the room
     step = max(1, CHUNK // z.shape[1] // (8 if dtype == torch.float64 else 1))
@@ -97,10 +100,10 @@ def _rankme(raw: Tensor) -> float:
     return float(rank_of_spectrum(singular(significant(raw)), 1.0))
 
 
-def _draw(z: Tensor, count: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+def _draw(z: Tensor | StoredRows, count: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
     """`count` rows, or all, as unit rows."""
     if len(z) <= count:
-        return read_rows(z.cpu(), True, dtype)
+        return read_rows(z[:].cpu(), True, dtype)
     return read_rows(z[torch.randperm(len(z), generator=generator)[:count].sort().values].cpu(), True, dtype)
 
 
@@ -110,7 +113,9 @@ def _uniformity(sample: Tensor) -> float:
     return float((-4 * (1 - cosines[rows, columns])).exp().mean().log())
 
 
-def _duplicates(z: Tensor, generator: torch.Generator, tell: Callable[[float], None]) -> tuple[float, float, int]:
+def _duplicates(
+    z: Tensor | StoredRows, generator: torch.Generator, tell: Callable[[float], None]
+) -> tuple[float, float, int]:
     """Share of rows with another one within `DUPLICATE`, its standard error, and of how many rows."""
     exact = len(z) <= SAMPLE
     queries = torch.arange(len(z)) if exact else torch.randperm(len(z), generator=generator)[:QUERIES].sort().values
@@ -128,7 +133,7 @@ def _duplicates(z: Tensor, generator: torch.Generator, tell: Callable[[float], N
 
 
 def _batches(
-    z: Tensor, temperature: float, generator: torch.Generator
+    z: Tensor | StoredRows, temperature: float, generator: torch.Generator
 ) -> tuple[float | None, float | None, float | None]:
     if len(z) < 2 * BATCH:
         return None, None, None

@@ -9,11 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral_kernels.files.reading import FileError, read_csv
+from spectral_kernels.files.writing import replacing
+
 COLUMNS = (
     "step", "seconds", "loss", "gradient_norm", "effective_rank", "effective_rank_error", "centred_rank", "rank1",
     "rank_inf", "spread", "alignment", "uniformity", "negative_mass", "chi2", "negatives", "duplicate_share", "lower",
     "norm", "upper", "bank_age", "bank_seen", "window_low", "window_high", "skipped", "warnings",
 )  # fmt: skip
+
+
+LIMIT = 2**30  # bytes of either file
 
 
 def spectrum_path(path: Path) -> Path:
@@ -43,9 +49,8 @@ class Log:
             rows = self._rows(path) or ([list(COLUMNS)] if path == self.path else [])
             # a run that was killed may have left half a line
             kept = [row for row in rows[1:] if len(row) == len(rows[0]) and _before(row[0], first)]
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_bytes(_lines([*rows[:1], *kept]))
-            temporary.replace(path)
+            with replacing(path) as file:
+                file.write(_lines([*rows[:1], *kept]))
         self._width = len(rows[0]) - 1 if rows else 0
         self._open = True
 
@@ -62,15 +67,9 @@ class Log:
         """What a monitor has written there, header first; nothing where there is no file."""
         if not path.exists():
             return []
-        if not path.is_file():
-            raise ValueError(f"{path} is no file")
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            try:
-                rows = list(csv.reader(file))
-            except csv.Error as error:
-                raise ValueError(f"{path} is no monitor's file: {error}") from error
+        rows = read_csv(path, LIMIT)
         if rows and (rows[0] != list(COLUMNS) if path == self.path else rows[0][:1] != ["step"]):
-            raise ValueError(f"{path} is no monitor's file: its first line is {','.join(rows[0])[:60]!r}")
+            raise FileError(path, f"is no monitor's file: its first line is {','.join(rows[0])[:60]!r}")
         return rows
 
 

@@ -1,13 +1,13 @@
 """The picture of a monitor's CSV."""
 
-import csv
 import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
-from spectral_kernels.monitor.log import spectrum_path
+from spectral_kernels.files.reading import FileError, read_csv
+from spectral_kernels.monitor.log import COLUMNS, LIMIT, spectrum_path
 
 BLUE, RED, GREEN, _, LIGHT = COLOURS[:5]
 
@@ -28,13 +28,15 @@ def monitor(csv_path: str | Path, picture: str | Path | None = None) -> Path:
     """
     csv_path = Path(csv_path)
     picture = csv_path.with_suffix(".png") if picture is None else Path(picture)
-    with csv_path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    header, *lines = read_csv(csv_path, LIMIT) or [[]]
+    if header != list(COLUMNS):
+        raise FileError(csv_path, f"is no monitor's file: its first line is {','.join(header)[:60]!r}")
+    rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
     if len(rows) < 2:
-        raise ValueError(f"{csv_path} holds {len(rows)} measurements; a picture needs at least 2")
-    with spectrum_path(csv_path).open(newline="") as file:
-        spectra = [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
-    columns = {name: [_number(row[name]) for row in rows] for name in rows[0] if name != "warnings"}
+        raise FileError(csv_path, f"holds {len(rows)} measurements; a picture needs at least 2")
+    columns = {name: _numbers(csv_path, [row[name] for row in rows]) for name in header if name != "warnings"}
+    width, *lines = read_csv(spectrum_path(csv_path), LIMIT) or [[]]
+    spectra = [_numbers(spectrum_path(csv_path), line) for line in lines if len(line) == len(width)]
     with drawing(picture) as pyplot:
         figure, axes = pyplot.subplot_mosaic([["rank", "norm"], ["spectrum", "factors"]], figsize=(10.5, 6.4))
         _ranks(axes["rank"], columns)
@@ -43,12 +45,15 @@ def monitor(csv_path: str | Path, picture: str | Path | None = None) -> Path:
             _spectrum(figure, axes["spectrum"], [row[0] for row in spectra], [row[1:] for row in spectra])
         _factors(axes["factors"], columns)
         _warnings(axes["norm"], rows)
-        figure.suptitle(f"{csv_path.name}: {len(rows)} measurements", x=0.01, ha="left")
+        figure.suptitle(f"{csv_path.name}: {len(rows)} measurements", x=0.01, ha="left", parse_math=False)
     return picture
 
 
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
+def _numbers(path: Path, texts: list[str]) -> list[float]:
+    try:
+        return [float(text) if text else math.nan for text in texts]
+    except ValueError as error:
+        raise FileError(path, f"holds what is no number: {str(error)[:100]}") from error
 
 
 def _ranks(axis: Any, columns: dict[str, list[float]]) -> None:
@@ -93,7 +98,7 @@ def _spectrum(figure: Any, axis: Any, steps: list[float], spectra: list[list[flo
 
 def _factors(axis: Any, columns: dict[str, list[float]]) -> None:
     steps = columns["step"]
-    concentration = [c / (c + 1) for c in columns["chi2"]]
+    concentration = [c / (c + 1) if c > -1 else math.nan for c in columns["chi2"]]
     for values, style, colour, label in (
         (columns["alignment"], "-", BLUE, "alignment"),
         (columns["negative_mass"], "--", RED, "mass on the negatives"),
@@ -114,6 +119,7 @@ def _warnings(axis: Any, rows: list[dict[str, str]]) -> None:
             axis.axvline(float(row["step"]), color=BASELINE, lw=0.8)
             axis.text(
                 float(row["step"]), 0.02, row["warnings"], rotation=90, fontsize=7, va="bottom", ha="right",
+                parse_math=False,
                 transform=axis.get_xaxis_transform(),
             )  # fmt: skip
         before = row["warnings"]

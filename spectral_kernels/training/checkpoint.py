@@ -1,72 +1,146 @@
-"""Checkpoints: written atomically, read as plain tensors and numbers only, refused with a name where they
-do not fit.
-"""
+"""Checkpoints: written whole, with a digest; read as plain data, and refused with a name where they do not fit."""
 
+import hashlib
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from spectral_kernels.files.reading import PIECE, FileError, first_line, opened
+from spectral_kernels.files.torch_files import read_tensors
+from spectral_kernels.files.writing import replacing
 from spectral_kernels.training.config import flat
 
-FORMAT = 1
+FORMAT = 2
+# after what torch.save wrote, which `torch.load` reads as it is: a name, and SHA-256 of all before it
+MAGIC = b"spectral_kernels sha256 "
+TRAILER = len(MAGIC) + 32
 # what may differ between the run that wrote a checkpoint and the one that goes on from it
 FREE = ("compare.", "data.root", "data.download", "data.fallback", "train.checkpoint_every", "train.device")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FileError):
     """A checkpoint that cannot be read, or is of another run; the message names the file and the field."""
 
 
+class _Hashed(io.RawIOBase):
+    """Hands on what is written, and adds it to a digest."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        try:
+            self._file.write(content)
+        except OSError as error:
+            self.error = error  # torch would say something else
+            raise
+        self.digest.update(content)
+        return len(content)
+
+
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` (tensors, numbers, text, lists, dicts) to `path`: all of it, or the old file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save({"format": FORMAT, **content}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
-    """Read a checkpoint that has all of `fields`.
+    """Write `content` (tensors, numbers, text, lists, dicts) to `path`: all of it, or the old file stays.
 
     Raises:
-        CheckpointError: unreadable, holding code or other objects than tensors and plain types, of another
-            format, or a field is missing.
+        OSError: with the path and the reason, such as a full disk.
+    """
+    with replacing(path) as file:
+        hashed = _Hashed(file)
+        try:
+            torch.save({"format": FORMAT, **content}, hashed)  # type: ignore[arg-type]
+        except Exception:
+            if hashed.error is not None:
+                raise hashed.error from None
+            raise
+        file.write(MAGIC + hashed.digest.digest())
+
+
+def load(path: Path, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """Read a checkpoint that has all of `fields`, of these types.
+
+    Raises:
+        CheckpointError: unreadable, damaged, holding anything but tensors and plain types, of another format, or a field is
+            missing or of another type.
     """
     try:
-        # weights_only: a checkpoint from elsewhere must not run code
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint end in errors of any kind
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+        _check_digest(path)
+        content = read_tensors(path)
+    except FileError as error:
+        raise CheckpointError(path, f"cannot be read as a checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a checkpoint of a run: it holds a {type(content).__name__}")
+        raise CheckpointError(path, f"is not a checkpoint of a run: it holds a {type(content).__name__}")
     for name in ("format", *fields):
         if name not in content:
-            raise CheckpointError(f"{path} has no field {name!r}")
+            raise CheckpointError(path, f"has no field {name!r}")
     if content["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {content['format']!r}, this version reads {FORMAT}")
+        raise CheckpointError(path, f"has format {str(content['format'])[:20]}, this version reads {FORMAT}")
+    for name, kinds in fields.items():
+        if not isinstance(content[name], kinds) or (isinstance(content[name], bool) and kinds is not bool):
+            raise CheckpointError(path, f"has a field {name!r} that is a {type(content[name]).__name__}")
     return content
 
 
+def _check_digest(path: Path) -> None:
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        left = os.fstat(file.fileno()).st_size - TRAILER
+        while left > 0 and (piece := file.read(min(left, PIECE))):
+            digest.update(piece)
+            left -= len(piece)
+        trailer = file.read(TRAILER + 1)
+    if not trailer.startswith(MAGIC):
+        raise FileError(path, "is of another program, of another version, or was cut: it does not end in a digest")
+    if trailer != MAGIC + digest.digest():
+        raise FileError(path, "is damaged: its bytes are not those that were written")
+
+
 def check_config(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise for the first setting (nested dicts) in which a checkpoint's run differs from the one at hand."""
+    """Raise for the first setting (nested dicts) in which a checkpoint's run differs from this one."""
     old, new = flat(stored), flat(wanted)
-    for name in sorted(old.keys() | new.keys()):
-        if not name.startswith(FREE) and old.get(name) != new.get(name):
+    for name in sorted(old.keys() | new.keys(), key=str):
+        if not str(name).startswith(FREE) and old.get(name) != new.get(name):
             raise CheckpointError(
-                f"{path} is of another run: {name} is {old.get(name)!r} there and {new.get(name)!r} here"
+                path, f"is of another run: {name} is {_short(old.get(name))} there and {_short(new.get(name))} here"
             )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"
 
 
 def restore(path: Path, name: str, value: Any, into: Callable[[Any], Any]) -> None:
     """Hand the field `name` to `into`, a `load_state_dict` or the like; CheckpointError where it does not take it."""
     try:
         into(value)
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{path}: field {name!r} does not fit: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # what a field of another kind leads to in torch may be anything
+        raise CheckpointError(path, f"field {name!r} does not fit: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """`load_state_dict`, which takes states of other shapes as they are: these are refused.
+
+    Raises:
+        ValueError: groups with other settings than `lr`, or a state that is not of its parameter's shape.
+    """
+    own = optimizer.state_dict()
+    if len(state["param_groups"]) != len(own["param_groups"]):
+        raise ValueError(f"{len(state['param_groups'])} groups of parameters, expected {len(own['param_groups'])}")
+    for there, here in zip(state["param_groups"], own["param_groups"], strict=True):
+        if {**there, "lr": 0} != {**here, "lr": 0} or type(there["lr"]) is not float:
+            raise ValueError(f"a group of parameters with other settings: {_short(there)}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, entries in state["state"].items():
+        for name, value in entries.items():
+            shape = parameters[number].shape
+            if value is not None and not (isinstance(value, torch.Tensor) and value.shape in (shape, torch.Size([]))):
+                raise ValueError(f"{_short(name)} of parameter {number} is no tensor of shape {tuple(shape)}")
+    optimizer.load_state_dict(state)

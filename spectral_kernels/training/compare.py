@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spectral_kernels.files import lock
 from spectral_kernels.training import loop
 from spectral_kernels.training.augment import Normalize
 from spectral_kernels.training.config import Config
@@ -70,7 +71,7 @@ class Comparison:
         folder: None keeps nothing on disk.
 
     Raises:
-        ValueError: see `check`; CheckpointError for a folder that holds other runs.
+        ValueError: see `check`; CheckpointError for a folder that holds other runs. FolderInUse: another process writes there.
     """
 
     def __init__(self, config: Config, data: ImageData, folder: Path | None = None) -> None:
@@ -78,6 +79,7 @@ class Comparison:
         self.config = config
         self.data = data.to(pick_device(config.train.device))
         self.folder = folder
+        self._lock = None if folder is None else lock.hold(folder)
         self._shared: dict[str, Any] = {}
 
     def records(self, observer: Observer | None = None) -> list[RunRecord]:

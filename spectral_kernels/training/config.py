@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import math
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from spectral_kernels import checks
+from spectral_kernels.files.reading import FileError, read_text, shown
+from spectral_kernels.files.yaml_text import LIMIT, from_yaml
 from spectral_kernels.ops.pool import POLICIES
 from spectral_kernels.ops.whitening import METHODS
 from spectral_kernels.training.augment import DEFAULTS, AugmentConfig
@@ -63,16 +66,20 @@ def parse_strategy(name: str) -> Strategy:
     )
 
 
-def _at_least(section: str, low: float, **values: float | None) -> None:
+MOST = 2**31 - 1  # of a count: what torch takes for a size
+
+
+def _at_least(section: str, low: float, most: float = MOST, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not low <= value < math.inf:
-            raise ValueError(f"{section}.{name} must be at least {low}, got {value!r}")
+        if value is not None and not low <= value <= most:
+            bound = f"most {most}" if value > most else f"least {low}"
+            raise ValueError(f"{section}.{name} must be at {bound}, got {shortened(value)}")
 
 
 def _above(section: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{section}.{name} must be a finite number above 0, got {value!r}")
+            raise ValueError(f"{section}.{name} must be a finite number above 0, got {shortened(value)}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class DataConfig:
 
     name: str = "fashion_mnist"
     root: str | None = None
-    download: bool = True
+    download: bool = False
     fallback: str | None = None
     size: int = 224
     corrupt: str = "refuse"
@@ -96,8 +103,9 @@ class DataConfig:
         if self.fallback is not None:
             checks.one_of(self.fallback, "data.fallback", ("digits",))
         checks.one_of(self.corrupt, "data.corrupt", ("refuse", "skip"))
-        _at_least("data", 8, size=self.size)
-        _at_least("data", 1, long_tail=self.long_tail, workers=self.workers)
+        _at_least("data", 8, 4096, size=self.size)
+        _at_least("data", 1, 1024, workers=self.workers)
+        _at_least("data", 1, long_tail=self.long_tail)
         if not 0 <= self.duplicates < 1:
             raise ValueError(f"data.duplicates must be in [0, 1), got {self.duplicates!r}")
 
@@ -274,8 +282,8 @@ class CompareConfig:
                 raise ValueError(f"compare.{name} must be one or more different values, got {list(values)!r}")
         for strategy in self.strategies:
             parse_strategy(strategy)
-        if min(self.seeds) < 0:
-            raise ValueError(f"compare.seeds must be at least 0, got {min(self.seeds)}")
+        for seed in self.seeds:
+            _at_least("compare", 0, seeds=seed)
         for name, value in (("target_share", self.target_share), ("target", self.target)):
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"compare.{name} must be above 0 and at most 1, got {value!r}")
@@ -333,22 +341,22 @@ def read_config(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Conf
 
     Raises:
         FileNotFoundError: neither a name nor a file.
-        ValueError: no valid YAML, unknown keys (the nearest known one is offered), wrong types, values out
-            of range.
+        ValueError: no file, no valid YAML (an alias, a key that stands twice), unknown keys (the nearest known one is
+            offered), wrong types, values out of range.
     """
     given = Path(name_or_file)
     packaged = CONFIG_FOLDER / f"{str(name_or_file).removesuffix('.yaml')}.yaml"
     # "tiny" is the package's, whatever lies in this folder; "tiny.yaml" is a file here first
     path = given if not packaged.is_file() or (given.suffix == ".yaml" and given.is_file()) else packaged
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
-            f"no config {str(name_or_file)!r}: name a YAML file or one of {', '.join(named_configs())}"
+            f"no config {shown(name_or_file)!r}: name a YAML file or one of {', '.join(named_configs())}"
         )
-    content = _yaml(path.read_text(encoding="utf-8"), str(path))
+    content = _yaml(read_text(path, LIMIT), shown(path))
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping, got {type(content).__name__}")
+        raise FileError(path, f"must hold a mapping, got {type(content).__name__}")
     for override in overrides:
         _override(content, override)
     return build_config(content)
@@ -364,34 +372,44 @@ def build_config(content: Mapping[str, Any]) -> Config:
 
 
 def _yaml(text: str, source: str) -> Any:
-    yaml = require("yaml", "reading a config", "PyYAML")
+    require("yaml", "reading a config", "PyYAML")
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+        return from_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+
+
+def shortened(value: Any) -> str:
+    """A value for a line of text, whatever it is."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"a number of {value.bit_length()} bits"
+    return reprlib.repr(value)
 
 
 def _override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"an override must look like train.steps=500, got {override!r}")
+        raise ValueError(f"an override must look like train.steps=500, got {shortened(override)}")
     *parents, last = key.split(".")
     section = content
     for parent in parents:
         child = section.get(parent)
         section[parent] = child if isinstance(child, dict) else {}
         section = section[parent]
-    section[last] = _yaml(value, override)
+    section[last] = _yaml(value, override[:100])
 
 
 def _build(cls: Any, content: Any, prefix: str) -> Any:
     if not isinstance(content, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'the config'} must be a section of key: value, got {content!r}")
+        raise ValueError(
+            f"{prefix.rstrip('.') or 'the config'} must be a section of key: value, got {shortened(content)}"
+        )
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in content.items():
         if key not in hints:
-            raise ValueError(f"unknown key {prefix}{key}{_nearest(f'{prefix}{key}')}")
+            name = f"{prefix}{key if isinstance(key, str) else shortened(key)}"[:100]
+            raise ValueError(f"unknown key {name}{_nearest(name)}")
         hint = hints[key]
         values[key] = (
             _build(hint, {} if value is None else value, f"{prefix}{key}.")
@@ -422,18 +440,18 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 1e-4 as text
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise ValueError(f"{key} must be {names[wanted]}, got {value!r}")
+        raise ValueError(f"{key} must be {names[wanted]}, got {shortened(value)}")
     return value
 
 
 def _convert_tuple(value: Any, items: tuple[Any, ...], key: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{key} must be a list such as [a, b], got {value!r}")
+        raise ValueError(f"{key} must be a list such as [a, b], got {shortened(value)}")
     if items[-1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
-        raise ValueError(f"{key} must hold {len(items)} values, got {value!r}")
+        raise ValueError(f"{key} must hold {len(items)} values, got {shortened(value)}")
     return tuple(_convert(part, hint, key) for part, hint in zip(value, items, strict=True))

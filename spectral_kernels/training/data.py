@@ -1,10 +1,8 @@
 """Image data sets, in memory or mapped there: found on disk, downloaded where that is allowed, or one clear error."""
 
-import gzip
 import importlib
 import math
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
+from spectral_kernels.files.idx import read_idx
+from spectral_kernels.files.reading import shown
 
 NAMES = ("fashion_mnist", "digits", "cifar10", "imagenet100", "folder")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -57,7 +57,7 @@ def load(
     name: str,
     root: str | Path | None = None,
     *,
-    download: bool = True,
+    download: bool = False,
     fallback: str | None = None,
     size: int = 224,
     corrupt: str = "refuse",
@@ -67,8 +67,8 @@ def load(
 
     Fashion-MNIST is looked for as IDX files (gzipped or not) in `root`, or, without a root, in
     $SPECTRAL_KERNELS_DATA, ./data/fashion-mnist, ./data/FashionMNIST/raw, an extracted Debian package
-    under ./data, and where the installed Debian package `dataset-fashion-mnist` puts it; then, unless
-    `root` is given or `download` is False, torchvision downloads it into ./data.
+    under ./data, and where the installed Debian package `dataset-fashion-mnist` puts it; then, with
+    `download` and without `root`, torchvision downloads it into ./data.
 
     Args:
         name: `"fashion_mnist"` (60,000 + 10,000 photographs, 1×28×28) or `"digits"` (scikit-learn's bundled
@@ -83,7 +83,7 @@ def load(
         size, corrupt, workers: of class folders, see `folder.read_folder`.
 
     Raises:
-        ValueError: unknown name or fallback, or a file that is not what its name says (the file is named).
+        ValueError: unknown name or fallback; FileError: a file that is not what its name says (it is named).
         DataNotFound: no data set; a FileNotFoundError.
         ModuleNotFoundError: `"digits"` without scikit-learn.
     """
@@ -166,9 +166,20 @@ def _class_folders(name: str, root: str | Path | None, size: int, corrupt: str, 
             )
         except FileNotFoundError as error:
             raise DataNotFound(str(error)) from None
-        classes = parts[0].classes  # a class is the same number in both
+        if split == "train" and classes is None:
+            classes = parts[0].classes  # a class is the same number in both
+            _no_others(Path(root) / "val", classes)
     train, test = parts
     return ImageData(train.images, train.labels, test.images, test.labels, name, train.classes)
+
+
+def _no_others(root: Path, classes: tuple[str, ...]) -> None:
+    from spectral_kernels.training import folder
+
+    if root.is_dir():
+        others = [name for name in folder.list_files(root)[2] if name not in classes]
+        if others:
+            raise ValueError(f"{shown(root)} holds classes that train has not: {', '.join(map(shown, others[:5]))}")
 
 
 # --- Fashion-MNIST
@@ -190,14 +201,14 @@ def _fashion_mnist(root: str | Path | None, download: bool) -> ImageData:
     for folder in folders:
         if all(_idx_file(folder, stem) for stem in IDX_FILES.values()):
             return _read_fashion(folder)
-    reason = "nothing is downloaded where a root is given" if root is not None else "download is off"
+    reason = "nothing is downloaded where a root is given" if root is not None else "data.download is false"
     if root is None and download:
         reason = _download_fashion(Path("data"))
         if not reason:
             return _read_fashion(Path("data") / "FashionMNIST" / "raw")
     raise DataNotFound(
         f"Fashion-MNIST was not found in {', '.join(map(str, folders))}, and {reason}. "
-        f"Get it with 'apt-get install {DEBIAN_PACKAGE}', with torchvision "
+        f"Get it with 'apt-get install {DEBIAN_PACKAGE}', with data.download=true and torchvision "
         "(pip install 'spectral_kernels[vision]', network needed), or put its four IDX files into a folder "
         "and name that in SPECTRAL_KERNELS_DATA."
     )
@@ -228,38 +239,6 @@ def _read_fashion(folder: Path) -> ImageData:
         "fashion_mnist",
         FASHION_CLASSES,
     )
-
-
-def read_idx(path: str | Path, ndim: int) -> Tensor:
-    """Read an IDX file of bytes, gzipped where its name ends in .gz.
-
-    Returns:
-        uint8 tensor of `ndim` dimensions.
-
-    Raises:
-        ValueError: not gzip, not IDX, not bytes, wrong number of dimensions, truncated or too long; names
-            the file.
-    """
-    path = Path(path)
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} cannot be read as gzip: {error}") from error
-    header = 4 + 4 * ndim
-    if len(content) < header:
-        raise ValueError(f"{path} is truncated: {len(content)} bytes, the header alone has {header}")
-    zero, kind, dimensions = struct.unpack(">HBB", content[:4])
-    if zero != 0 or kind != 0x08:
-        raise ValueError(f"{path} is not an IDX file of bytes: magic number 0x{content[:4].hex()}")
-    if dimensions != ndim:
-        raise ValueError(f"{path} holds {dimensions} dimensions, expected {ndim}")
-    shape = struct.unpack(f">{ndim}I", content[4:header])
-    if math.prod(shape) == 0 or len(content) - header != math.prod(shape):
-        raise ValueError(f"{path} holds {len(content) - header} bytes of data, but its header says {shape}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape).clone()
 
 
 def _download_fashion(folder: Path) -> str:

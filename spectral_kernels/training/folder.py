@@ -1,11 +1,10 @@
 """Class folders of image files (ImageNet's layout), decoded once into a file of pixels that is mapped into memory.
 
 Training then reads the rows of a batch and nothing else: no JPEG is decoded twice, and the set may be larger than memory.
-An image is scaled so that its shorter side is `size`, and its middle is kept; crops are taken from that.
+Of an image the middle square is scaled to `size`; crops are taken from that.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -17,11 +16,18 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
+from spectral_kernels.files import lock
+from spectral_kernels.files.reading import FileError, opened, read_json, shown
+from spectral_kernels.files.writing import replacing, sweep, write_json
+from spectral_kernels.training import pictures
 from spectral_kernels.training.data import require
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 CORRUPT = ("refuse", "skip")
 IMAGENET100 = Path(__file__).with_name("imagenet100.txt")
+# of the pixels: another one where they are made in another way
+FORMAT = 2
+INDEX = 2**30  # bytes of the longest index of a cache
 
 
 def imagenet100_classes() -> tuple[str, ...]:
@@ -43,29 +49,36 @@ def list_files(root: Path, classes: Sequence[str] | None = None) -> tuple[list[P
     """Image files by class folder, sorted; labels; names of the classes.
 
     Args:
-        classes: take these folders only, all of which must be there; None: every folder that holds an image.
+        classes: take these folders only, all of which must be there and hold an image; None: every folder that holds one.
 
     Raises:
-        FileNotFoundError: no such root, a missing class, or no image at all.
+        FileNotFoundError: no such root, a missing class, one without images, or no image at all.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
-    if classes is None:
-        classes = sorted(
-            folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")
-        )
-    missing = [name for name in classes if not (root / name).is_dir()]
+        raise FileNotFoundError(f"{shown(root)} is no folder")
+    names = classes
+    if names is None:
+        names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    _all_there(root, names, [name for name in names if not (root / name).is_dir()], "lacks")
+    found = {name: _images(root / name) for name in names}
+    empty = [name for name in names if not found[name]]
+    if classes is not None:
+        _all_there(root, names, empty, "has no image in")
+    names = [name for name in names if found[name]]  # a folder without images is no class
+    if not names:
+        raise FileNotFoundError(f"{shown(root)} holds no image in class folders ({', '.join(SUFFIXES)})")
+    labels = [label for label, name in enumerate(names) for _ in found[name]]
+    return [path for name in names for path in found[name]], labels, tuple(names)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+
+
+def _all_there(root: Path, names: Sequence[str], missing: Sequence[str], what: str) -> None:
     if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise FileNotFoundError(f"{root} lacks {len(missing)} of {len(classes)} class folders: {shown}")
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        files += found
-        labels += [label] * len(found)
-    if not files:
-        raise FileNotFoundError(f"{root} holds no image in class folders ({', '.join(SUFFIXES)})")
-    return files, labels, tuple(classes)
+        listed = ", ".join(map(shown, missing[:5])) + (", …" if len(missing) > 5 else "")
+        raise FileNotFoundError(f"{shown(root)} {what} {len(missing)} of {len(names)} class folders: {listed}")
 
 
 def read_folder(
@@ -82,91 +95,89 @@ def read_folder(
     Args:
         root: holds a folder for each class.
         cache: folder of the decoded pixels, N·3·size² bytes; another tree, size or change of a file gets a file of its own.
+            One process decodes at a time, others wait for it.
         size: pixels of either side, from 8 on.
         classes: see `list_files`.
         corrupt: of a file that cannot be decoded: `"refuse"` it by name, or `"skip"` it and say so.
         workers: threads that decode (Pillow works outside of Python's lock); None: one for each core.
 
     Raises:
-        FileNotFoundError: see `list_files`. ValueError: an image that cannot be decoded (up to five are named), or size
-            or corrupt out of range. ModuleNotFoundError: Pillow is missing.
+        FileNotFoundError: see `list_files`. ValueError: an image that cannot be decoded (up to five are named), size or
+            corrupt out of range; FileError: a cache that is damaged. ModuleNotFoundError: Pillow is missing. OSError: the
+            cache cannot be written.
     """
     checks.integer(size, "size", 8)
     checks.one_of(corrupt, "corrupt", CORRUPT)
     root = Path(root)
     files, labels, names = list_files(root, classes)
-    stem = Path(cache) / _digest(root, files, size, corrupt)
+    stem = Path(cache) / _digest(root, files, labels, names, size, corrupt)
+    if not stem.with_suffix(".json").is_file():
+        held = lock.hold(stem.parent, wait=True)
+        sweep(stem.parent)
+        if not stem.with_suffix(".json").is_file():
+            _decode_all(root, files, stem, size, corrupt, workers)
+        del held
+    kept = _kept(stem, len(files))
+    images = _pixels(stem.with_suffix(".pixels"), len(kept), size)
+    relative = tuple(str(files[place].relative_to(root)) for place in kept)
+    return FolderImages(images, torch.tensor([labels[place] for place in kept]), relative, names)
+
+
+def _kept(stem: Path, count: int) -> list[int]:
+    """Which of the files are in the cache."""
     index = stem.with_suffix(".json")
-    if not index.is_file():
-        _decode_all(root, files, labels, stem, size, corrupt, workers)
-    content = json.loads(index.read_text(encoding="utf-8"))
-    kept, shape = content["files"], (len(content["files"]), 3, size, size)
-    images = torch.from_file(
-        str(stem.with_suffix(".pixels")), shared=False, size=3 * size * size * len(kept), dtype=torch.uint8
-    )
-    return FolderImages(images.reshape(shape), torch.tensor(content["labels"]), tuple(kept), names)
+    content = read_json(index, INDEX)
+    skipped = content.get("skipped") if isinstance(content, dict) else None
+    if not isinstance(skipped, list) or any(type(place) is not int or not 0 <= place < count for place in skipped):
+        raise FileError(index, f"is no index of a cache: remove it and {stem.with_suffix('.pixels').name}")
+    return sorted(set(range(count)) - set(skipped))
 
 
-def _digest(root: Path, files: Sequence[Path], size: int, corrupt: str) -> str:
-    found = hashlib.sha256(f"{size} {corrupt}".encode())
-    for path in files:
+def _pixels(path: Path, count: int, size: int) -> Tensor:
+    wanted = 3 * size * size * count
+    with opened(path) as file:
+        there = os.fstat(file.fileno()).st_size
+    if there != wanted:
+        raise FileError(path, f"holds {there} bytes where {wanted} are expected: remove it and its .json")
+    return torch.from_file(str(path), shared=False, size=wanted, dtype=torch.uint8).reshape(count, 3, size, size)
+
+
+def _digest(
+    root: Path, files: Sequence[Path], labels: Sequence[int], classes: Sequence[str], size: int, corrupt: str
+) -> str:
+    found = hashlib.sha256(repr((FORMAT, size, corrupt, [os.fsencode(name) for name in classes])).encode())
+    for path, label in zip(files, labels, strict=True):
         status = path.stat()
-        found.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        entry = (os.fsencode(path.relative_to(root)), label, status.st_size, status.st_mtime_ns)
+        found.update(repr(entry).encode())
     return found.hexdigest()[:16]
 
 
-def _decode_all(
-    root: Path, files: Sequence[Path], labels: Sequence[int], stem: Path, size: int, corrupt: str, workers: int | None
-) -> None:
+def _decode_all(root: Path, files: Sequence[Path], stem: Path, size: int, corrupt: str, workers: int | None) -> None:
     require("PIL.Image", "decoding images", "Pillow")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    began, temporary = time.monotonic(), stem.with_name(f".{stem.name}.{os.getpid()}.tmp")
-    bad: list[tuple[Path, str]] = []
-    kept: list[int] = []
-    try:
-        with temporary.open("wb") as out, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    began, count = time.monotonic(), 0
+    bad: dict[int, str] = {}
+    with replacing(stem.with_suffix(".pixels")) as out:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             # in slices, so that what is decoded and not yet written stays small
             for first in range(0, len(files), 1024):
                 part = files[first : first + 1024]
-                for place, (pixels, reason) in enumerate(pool.map(lambda path: _decode(path, size), part)):
+                decoded = pool.map(lambda path: pictures.try_decode(path, size), part)
+                for place, (pixels, reason) in enumerate(decoded, first):
                     if pixels is None:
-                        bad.append((part[place], reason))
+                        bad[place] = reason
                     else:
-                        kept.append(first + place)
                         out.write(pixels)
+        count = len(files) - len(bad)
         if bad:
-            named = "; ".join(f"{path} ({reason})" for path, reason in bad[:5]) + ("; …" if len(bad) > 5 else "")
-            if corrupt == "refuse" or not kept:
+            some = list(bad.items())[:5]
+            named = "; ".join(f"{shown(files[place])} ({reason})" for place, reason in some)
+            named += "; …" if len(bad) > 5 else ""
+            if corrupt == "refuse" or not count:
                 raise ValueError(
                     f"{len(bad)} of {len(files)} images cannot be decoded: {named}. data.corrupt=skip skips them"
                 )
             print(f"Skipped {len(bad)} of {len(files)} images that cannot be decoded: {named}", flush=True)
-        os.replace(temporary, stem.with_suffix(".pixels"))
-    finally:
-        temporary.unlink(missing_ok=True)
     seconds = max(time.monotonic() - began, 1e-9)
-    print(f"Decoded {len(kept)} images of {root} in {seconds:.1f} s ({len(kept) / seconds:.0f} a second)", flush=True)
-    content = {"files": [str(files[i].relative_to(root)) for i in kept], "labels": [labels[i] for i in kept]}
-    index = stem.with_name(f".{stem.name}.json.tmp")
-    index.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(index, stem.with_suffix(".json"))  # last: it says that the pixels are whole
-
-
-def _decode(path: Path, size: int) -> tuple[bytes | None, str]:
-    """Pixels (3, size, size) as bytes, or why there are none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (size, size))  # a JPEG is scaled as it is decoded, never below `size`
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return None, str(error).split(" '", maxsplit=1)[0] or type(error).__name__
-    width, height = picture.size
-    scale = size / min(width, height)
-    resized = picture.resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
-    )
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    cropped = resized.crop((left, top, left + size, top + size))
-    return b"".join(band.tobytes() for band in cropped.split()), ""
+    print(f"Decoded {count} images of {shown(root)} in {seconds:.1f} s ({count / seconds:.0f} a second)", flush=True)
+    write_json(stem.with_suffix(".json"), {"skipped": list(bad)})  # last: it says that the pixels are whole

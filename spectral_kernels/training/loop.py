@@ -1,6 +1,7 @@
 """The training loop: pool → selector → views → encoder → loss → step → bank (`Run.advance`)."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 import spectral_kernels as sk
+from spectral_kernels import checks
+from spectral_kernels.files import lock
+from spectral_kernels.files.writing import sweep
 from spectral_kernels.selection import (
     GreedyBatchSampler,
     LiveBatchSampler,
@@ -23,7 +27,7 @@ from spectral_kernels.training.ahead import Ahead, Chosen
 from spectral_kernels.training.augment import Augment, Normalize
 from spectral_kernels.training.config import Config, Strategy
 from spectral_kernels.training.data import ImageData, training_pool
-from spectral_kernels.training.evaluate import Evaluator
+from spectral_kernels.training.evaluate import METRICS, Evaluator
 from spectral_kernels.training.moco import MoCo, forward_moco
 from spectral_kernels.training.simclr import (
     Diverged,
@@ -36,10 +40,11 @@ from spectral_kernels.training.simclr import (
 
 PARTS = ("selection", "data", "compute")  # of a step's wall-clock
 STEP_COLUMNS = ("loss", "effective_rank", "chosen", *PARTS)
-CHECKPOINT_FIELDS = (
-    "config", "data", "finished", "step", "seconds", "steps", "evaluations",
-    "model", "optimizer", "generator", "sampler", "pending", "bank",
-)  # fmt: skip
+CHECKPOINT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "config": dict, "data": str, "finished": bool, "step": int, "seconds": dict, "steps": Tensor, "evaluations": list,
+    "model": dict, "optimizer": dict, "generator": Tensor, "sampler": dict, "pending": (tuple, type(None)),
+    "bank": (dict, type(None)),
+}  # fmt: skip
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -107,7 +112,8 @@ class Run:
     Args:
         config: `selection.strategy` and `train.seed` say which run this is.
         data: where evaluation and the pool come from.
-        folder: of `last.ckpt`; a run found there is gone on with. None: nothing is written.
+        folder: of `last.ckpt`; a run found there is gone on with. No other process may write there for as long as this object
+            lives. None: nothing is written.
         evaluator, normalize: shared between runs on the same data; made here where None.
 
     Attributes:
@@ -119,7 +125,7 @@ class Run:
 
     Raises:
         ValueError: a batch larger than the pool, settings that the device or a selector refuses.
-        CheckpointError: `last.ckpt` cannot be read or is of another run.
+        CheckpointError: `last.ckpt` cannot be read or is of another run. FolderInUse: another process trains in `folder`.
     """
 
     def __init__(
@@ -133,6 +139,9 @@ class Run:
     ) -> None:
         train = config.train
         self.config, self.folder, self.device = config, folder, pick_device(train.device)
+        if folder is not None:
+            self._lock = lock.hold(folder)
+            sweep(folder)
         self.amp = has_bfloat16(self.device) if train.amp is None else train.amp
         data = data.to(self.device)
         pool_seed = derive_seed(train.seed, "pool")
@@ -377,7 +386,9 @@ class Run:
         """
         state = read_state(path, self.config, self._data)
         checkpoint.restore(path, "model", state["model"], self.model.load_state_dict)
-        checkpoint.restore(path, "optimizer", state["optimizer"], self.optimizer.load_state_dict)
+        checkpoint.restore(
+            path, "optimizer", state["optimizer"], lambda state: checkpoint.load_optimizer(self.optimizer, state)
+        )
         checkpoint.restore(path, "generator", state["generator"], self.generator.set_state)
         checkpoint.restore(path, "sampler", state["sampler"], self.sampler.load_state_dict)
         if self.strategy.kind != "random":
@@ -385,14 +396,23 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         self.steps, self.evaluations = state["steps"].tolist(), state["evaluations"]
         self._batches = self._iterate()
-        self._ahead.pending = None if state["pending"] is None else Chosen(*state["pending"])
+        checkpoint.restore(path, "pending", state["pending"], self._set_pending)
+
+    def _set_pending(self, pending: Any) -> None:
+        self._ahead.pending = None
+        if pending is not None:
+            rows, selected = pending
+            checks.row_indices(torch.tensor(rows), "its rows", len(self.pool), 1)
+            self._ahead.pending = Chosen(list(rows), bool(selected))
 
     def _diverged(self, reason: str) -> Diverged:
-        kept = f"the last good state is in {self.path}" if self.path and self.path.exists() else "no state was saved"
-        return Diverged(
-            f"training diverged at step {self.step}: {reason}; {kept}. "
-            "A smaller optimizer.lr or a longer optimizer.warmup may help"
-        )
+        advice = "Try a smaller optimizer.lr, a longer optimizer.warmup or a larger train.temperature"
+        if self.path is not None and self.path.exists():
+            advice = (
+                f"the last good state is in {self.path}, and goes on to the same end with the same settings. {advice}, "
+                "with --fresh or in another folder"
+            )
+        return Diverged(f"training diverged at step {self.step}: {reason}; {advice[0].lower()}{advice[1:]}")
 
 
 def identity(data: ImageData) -> str:
@@ -410,9 +430,26 @@ def read_state(path: Path, config: Config, data: ImageData) -> dict[str, Any]:
     checkpoint.check_config(path, state["config"], config.to_dict())
     if state["data"] != identity(data):
         raise checkpoint.CheckpointError(
-            f"{path} is of another run: data is {state['data']!r} there and {identity(data)!r} here"
+            path, f"is of another run: data is {state['data'][:100]!r} there and {identity(data)!r} here"
         )
+    checkpoint.restore(path, "steps", state, _check_record)
     return state
+
+
+def _check_record(state: dict[str, Any]) -> None:
+    """Raise for what a run does not write: ValueError, KeyError, TypeError."""
+    step, steps, seconds = state["step"], state["steps"], state["seconds"]
+    if step < 0 or steps.shape != (step, len(STEP_COLUMNS)) or steps.dtype != torch.float64:
+        raise ValueError(f"{step} steps, recorded as {tuple(steps.shape)} {steps.dtype}")
+    if seconds.keys() != set(PARTS) or any(
+        type(one) is not float or not 0 <= one < math.inf for one in seconds.values()
+    ):
+        raise ValueError(f"seconds are {seconds}")
+    for evaluation in state["evaluations"]:
+        if any(type(value) not in (int, float) for value in evaluation.values()):
+            raise ValueError(f"an evaluation of {evaluation}")
+        if evaluation.keys() != {"step", "seconds", *METRICS}:
+            raise ValueError(f"an evaluation with {list(evaluation)}")
 
 
 def make_sampler(

@@ -1,7 +1,6 @@
 """What a comparison found: figures with intervals, a table for the terminal, CSV and JSON files."""
 
 import itertools
-import json
 import math
 import os
 import platform
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 import spectral_kernels
-from spectral_kernels.files import replace_file, write_csv
+from spectral_kernels.files.writing import write_csv, write_json
 from spectral_kernels.training.compare import RunRecord
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.evaluate import METRICS
@@ -285,7 +284,7 @@ def write(folder: Path, records: Sequence[RunRecord], summary: Summary, config: 
     content = {"data": dataset, **asdict(summary), "config": settings, "environment": environment()}
     digest = folder / "summary.json"
     files = [*write_runs(folder, records), digest]
-    replace_file(digest, lambda file: json.dump(content, file, indent=2, allow_nan=False))
+    write_json(digest, content)
     return files
 
 

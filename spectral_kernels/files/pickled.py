@@ -1,0 +1,191 @@
+"""What a pickle describes, as plain data: its instructions are read, and nothing they name is looked up or called.
+
+`torch.save` and CIFAR-10's python batches write pickles. The few names that such files need stand for functions of ours,
+which build plain values; any other name is refused.
+"""
+
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LIMIT = 2**26  # bytes of a pickle
+MOST = 2_000_000  # instructions, and values of a tree
+_KEYS = (str, bytes, int)
+
+
+class NotPlain(ValueError):
+    """Bytes that are no pickle, or one that asks for more than plain data."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a name stands for."""
+
+    name: str
+    call: Callable[..., Any]
+
+
+class Built:
+    """A value that takes its content after it was made; `build` is given it."""
+
+    def build(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+def read_pickled(
+    data: bytes, known: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any] | None = None
+) -> Any:
+    """The value of a pickle.
+
+    Args:
+        known: functions that stand for names, by "module.name".
+        persistent: from the identity of something outside of the pickle to a value.
+
+    Raises:
+        NotPlain: no pickle, a name that is not known, or what a known function refuses.
+    """
+    if len(data) > LIMIT:
+        raise NotPlain(f"it holds {len(data)} bytes, at most {LIMIT} are read")
+    machine = _Machine(known, persistent)
+    try:
+        for count, (opcode, argument, _place) in enumerate(pickletools.genops(data)):
+            if count > MOST:
+                raise NotPlain(f"it has more than {MOST} instructions")
+            machine.step(opcode.name, argument)
+        return machine.stack.pop()
+    except NotPlain:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise NotPlain(f"no pickle of plain data: {' '.join(str(error).split())[:120]}") from error
+
+
+class _Machine:
+    """The stack and the memory that a pickle's instructions work on."""
+
+    def __init__(self, known: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any] | None) -> None:
+        self.stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._known, self._persistent = known, persistent
+
+    def step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        match name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4":
+                if not -(2**63) <= argument < 2**64:
+                    raise NotPlain("a whole number of more than 64 bits")
+                stack.append(argument)
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
+                stack.append(argument)
+            case "BINFLOAT" | "BYTEARRAY8":
+                stack.append(argument)
+            case "BINSTRING" | "SHORT_BINSTRING":  # of Python 2, whose text is bytes
+                stack.append(argument.encode("latin-1"))
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT":
+                stack.append({"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict}[name]())
+            case "MARK":
+                self._marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(self._pop_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(int(name[-1]))))
+            case "APPEND":
+                (item,) = self._pop(1)
+                self._top(list).append(item)
+            case "APPENDS":
+                items = self._pop_mark()
+                self._top(list).extend(items)
+            case "SETITEM":
+                self._set(self._pop(2))
+            case "SETITEMS":
+                self._set(self._pop_mark())
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                self._memo[len(self._memo) if name == "MEMOIZE" else argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "POP":
+                self._pop(1)
+            case "GLOBAL":
+                self._name(argument.replace(" ", ".", 1))
+            case "STACK_GLOBAL":
+                module, attribute = self._pop(2)
+                if type(module) is not str or type(attribute) is not str:
+                    raise NotPlain("a name that is no text")
+                self._name(f"{module}.{attribute}")
+            case "REDUCE" | "NEWOBJ":
+                function, arguments = self._pop(2)
+                if not isinstance(function, Function) or type(arguments) is not tuple:
+                    raise NotPlain("a call of what is no function")
+                stack.append(function.call(*arguments))
+            case "BUILD":
+                (state,) = self._pop(1)
+                if isinstance(stack[-1], Built):
+                    stack[-1].build(state)
+                elif type(stack[-1]) is not dict:  # a dictionary's attributes are nobody's affair
+                    raise NotPlain("a state of what has none")
+            case "BINPERSID" if self._persistent is not None:
+                (identity,) = self._pop(1)
+                stack.append(self._persistent(identity))
+            case _:
+                raise NotPlain(f"an instruction {name}, which plain data has no use for")
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise NotPlain("an instruction without its values")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def _pop_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def _top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise NotPlain(f"values for what is no {kind.__name__}")
+        return self.stack[-1]
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # hashing nested tuples would go as deep as they are
+            if type(key) not in _KEYS:
+                raise NotPlain(f"a key that is a {type(key).__name__}")
+            target[key] = value
+
+    def _name(self, name: str) -> None:
+        if name not in self._known:
+            raise NotPlain(f"it asks for {name[:100]}")
+        self.stack.append(Function(name, self._known[name]))
+
+
+def as_tree(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """A copy in which nothing occurs twice or in itself; of what is no plain value, what `leaf` makes of it.
+
+    Raises:
+        NotPlain: too many values, or too deep.
+    """
+    left = MOST
+
+    def copied(one: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise NotPlain(f"it holds more than {MOST} values")
+        if type(one) is dict:
+            return {key: copied(item) for key, item in one.items()}
+        if type(one) in (list, tuple):
+            return type(one)(copied(item) for item in one)
+        return one if one is None or type(one) in (*_KEYS, float, bool) else leaf(one)
+
+    try:
+        return copied(value)
+    except RecursionError as error:
+        raise NotPlain("it is nested too deep") from error

@@ -1,0 +1,123 @@
+"""Rows of numbers in a file, read where they are wanted: not mapped, since a mapped file that is cut ends the process."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from spectral_kernels import checks
+from spectral_kernels.files.reading import FileError, opened
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the numbers of an array begin in a file, and in which order they lie.
+
+    Attributes:
+        strides: in elements. swapped: whether its bytes are in the other order than this machine's.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+    swapped: bool = False
+
+    @property
+    def span(self) -> int:
+        """Bytes from the first element to the end of the last one."""
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * self.dtype.itemsize
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether there are more elements than places for them: a small file may then claim any size."""
+        return math.prod(self.shape) * self.dtype.itemsize > self.span
+
+
+class StoredRows:
+    """(N, d) floating numbers in a file, indexed as a tensor is, by a slice or by row numbers (k,) int64.
+
+    Attributes:
+        shape, dtype: as of a tensor.
+
+    Raises:
+        FileError: as it is made, not (N, d) floating numbers, or less of them in the file; while it is read, a file that was
+            changed or cut since.
+    """
+
+    def __init__(self, path: Path, place: Place) -> None:
+        kind = str(place.dtype).removeprefix("torch.")
+        if place.dtype not in checks.FLOATING:
+            raise FileError(path, f"must hold float64, float32, bfloat16 or float16, got {kind}")
+        if len(place.shape) != 2:
+            raise FileError(path, f"must have 2 dimensions, (N, d), got {place.shape}")
+        if 0 in place.shape:
+            raise FileError(path, f"holds no numbers: its shape is {place.shape}")
+        if len(place.shape) != len(place.strides) or min(place.strides) < 0:
+            raise FileError(path, f"has the shape {place.shape} and the strides {place.strides}")
+        if place.overlaps:
+            raise FileError(path, f"holds an expanded tensor {place.shape}, whose elements share memory")
+        self.path, self.shape, self.dtype = path, torch.Size(place.shape), place.dtype
+        self._place = place
+        with opened(path) as file:
+            self._version = _version(file)
+            if place.start + place.span > self._version[2]:
+                raise FileError(
+                    path, f"is truncated: {place.start + place.span} bytes are expected, it has {self._version[2]}"
+                )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step != 1:
+                raise ValueError(f"rows of a file are read in order, got a step of {step}")
+            return self._read([(start, max(stop, start))])
+        return self._read([(row, row + 1) for row in rows.tolist()])
+
+    def _read(self, parts: list[tuple[int, int]]) -> Tensor:
+        """Rows first to last of each part."""
+        place, (stride, step) = self._place, self._place.strides
+        out = torch.empty(sum(last - first for first, last in parts), self.shape[1], dtype=self.dtype)
+        done = 0
+        with opened(self.path) as file:
+            if _version(file) != self._version:
+                raise FileError(self.path, "was changed while it was read")
+            for first, last in parts:
+                if last == first:
+                    continue
+                part = Place(self.dtype, (last - first, self.shape[1]), place.strides, 0)
+                buffer = self._bytes(file, place.start + first * stride * self.dtype.itemsize, part.span)
+                out[done : done + last - first] = buffer.view(self.dtype).as_strided(part.shape, (stride, step))
+                done += last - first
+        return out
+
+    def _bytes(self, file: BinaryIO, start: int, size: int) -> Tensor:
+        buffer = torch.empty(size, dtype=torch.uint8)
+        view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+        file.seek(start)
+        while view:
+            count = file.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise FileError(self.path, "was cut while it was read")
+            view = view[count:]
+        return swapped(buffer, self.dtype) if self._place.swapped else buffer
+
+
+def swapped(content: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (n,) uint8 of numbers, with the bytes of each in the other order."""
+    return content.reshape(-1, dtype.itemsize).flip(1).reshape(-1)
+
+
+def _version(file: BinaryIO) -> tuple[int, int, int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,42 @@
+"""YAML as plain values: no aliases, no key twice, nothing deep, and one error for whatever else is wrong."""
+
+import importlib
+from typing import Any
+
+LIMIT = 2**20  # bytes of a settings file
+DEPTH = 20
+
+
+def from_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: no YAML, an alias, a key that stands twice, nested deeper than `DEPTH`, a number of thousands of digits.
+        ModuleNotFoundError: PyYAML is missing.
+    """
+    yaml = importlib.import_module("yaml")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            mark = f"in line {self.peek_event().start_mark.line + 1}"
+            # a value by reference may be as large as it likes
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError(f"an alias {mark}: write the value out")
+            if self.depth == DEPTH:
+                raise ValueError(f"nested deeper than {DEPTH} levels {mark}")
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            if isinstance(node, yaml.MappingNode):
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
+                if twice is not None:
+                    raise ValueError(f"the key {twice[:60]!r} stands twice in the section {mark}")
+            return node
+
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error

@@ -1,0 +1,85 @@
+"""One picture of any kind to RGB pixels of one size, in bounded memory, or the reason why not."""
+
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spectral_kernels.files.reading import first_line, opened, shown
+
+# by their content, whatever the file's name: others of Pillow's readers start programs, or are hardly used
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
+PIXELS = 2**26  # of the largest picture, some 0.8 GB while it is decoded
+LARGE = 2**22  # pictures from here on are decoded one at a time
+# photographs and drawings as Pillow names their modes; of others (LAB, F, …) it is not known what white is
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_one_at_a_time = threading.Lock()
+
+
+def try_decode(path: Path, size: int) -> tuple[bytes | None, str]:
+    """Pixels (3, size, size) as bytes, or why there are none; `decode` with every error as its reason."""
+    try:
+        return decode(path, size), ""
+    except (
+        Exception
+    ) as error:  # a damaged picture may lead to any error in the libraries that read it, lack of memory too
+        return None, first_line(error).removeprefix(f"{shown(path)} ")
+
+
+def decode(path: Path, size: int) -> bytes:
+    """Pixels (3, size, size) uint8 of the middle square, scaled by a bicubic filter.
+
+    Transparency is left out, of several pictures in a file the first is taken, and 16 bits are rounded down to 8. Tags that
+    turn a picture are not followed, as in ImageNet's usual pipelines.
+
+    Raises:
+        ValueError: no picture, a damaged or too large one, or one whose values have no known range. OSError and others:
+            what Pillow raises.
+    """
+    from PIL import Image
+
+    with opened(path) as file, _open(file) as picture:
+        if picture.width * picture.height > PIXELS:
+            raise ValueError(f"has {picture.width} × {picture.height} pixels, at most {PIXELS} are decoded")
+        large = picture.width * picture.height > LARGE
+        with _one_at_a_time if large else nullcontext():
+            picture.draft("RGB", (size, size))  # a JPEG is scaled as it is decoded, never below `size`
+            rgb = _to_rgb(picture)
+            side = min(rgb.size)
+            left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+            # the square alone: what a narrow picture would be scaled to on its long side has no bound
+            square = rgb.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    return b"".join(band.tobytes() for band in square.split())
+
+
+def _open(file: BinaryIO) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"is no picture of {', '.join(FORMATS)}") from error
+
+
+def _to_rgb(picture: Any) -> Any:
+    if picture.mode in MODES:
+        return picture.convert("RGB")
+    bits = _bits(picture)
+    if bits is None:
+        raise ValueError(f"is {picture.format} of mode {picture.mode}, of which it is not known what white is")
+    import numpy
+    from PIL import Image
+
+    levels = numpy.asarray(picture).astype(numpy.int64)
+    grey = (levels >> (bits - 8)).clip(0, 255).astype(numpy.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _bits(picture: Any) -> int | None:
+    """Of a grey level in a picture with more than 8 of them."""
+    if picture.format == "TIFF" and picture.mode.startswith("I;16"):
+        # 262: whether 0 is black
+        depth, black = picture.tag_v2.get(258, (16,)), picture.tag_v2.get(262, 1) == 1
+        return int(depth[0]) if black else None
+    wide = {"PNG": ("I;16", "I;16B", "I"), "PPM": ("I", "I;16", "I;16B")}
+    return 16 if picture.mode in wide.get(picture.format, ()) else None
