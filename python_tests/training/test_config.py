@@ -1,9 +1,12 @@
 """Settings: read, overridden, refused."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from spectral_kernels import cli
+from spectral_kernels.files.reading import FileError
 from spectral_kernels.training.config import (
     Config,
     build_config,
@@ -159,3 +162,76 @@ def test_flat_has_every_setting() -> None:
     names = flat(Config().to_dict())
     assert names["train.steps"] == 1000
     assert names["compare.seeds"] == [0, 1]
+
+
+HOSTILE = {
+    "alias bomb": ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "an alias in line 2: write the value out"),
+    "itself": ("train: &t {steps: *t}", "an alias in line 1"),
+    "merge": ("a: &a {steps: 1}\ntrain: {<<: *a}", "an alias in line 2"),
+    "twice": ("train: {steps: 1}\ntrain: {steps: 2}", "the key 'train' stands twice in the section in line 1"),
+    "twice within": ("train:\n  steps: 1\n  seed: 1\n  steps: 2", "the key 'steps' stands twice in the section in line 2"),
+    "deep": ("train: " + "[" * 3000 + "]" * 3000, "nested deeper than 20 levels in line 1"),
+    "deep in blocks": ("\n".join(" " * i + "a:" for i in range(500)), "nested deeper than 20 levels in line 20"),
+    "digits": ("train: {steps: " + "9" * 5000 + "}", "is not valid YAML: Exceeds the limit"),
+    "400 digits": ("train: {steps: " + "9" * 400 + "}", r"train\.steps must be at most 2147483647, got a number of 1329 bits"),
+    "400 digits of a float": ("optimizer: {lr: " + "9" * 400 + "}", "optimizer.lr must be a finite number above 0, got inf"),
+    "many digits of a text": ("optimizer: {lr: '" + "9" * 400 + "e9'}", "optimizer.lr must be a finite number above 0"),
+    "seeds": ("compare: {seeds: [" + "9" * 400 + "]}", r"compare\.seeds must be at most"),
+    "count": ("train: {steps: 5, batch_size: 1000000000000000000}", r"train\.batch_size must be at most 2147483647"),
+    "long text": ("selection: {strategy: " + "x" * 20_000 + "}", "unknown strategy 'xxx"),
+    "long list": ("train: {steps: [" + "1, " * 5_000 + "1]}", r"train\.steps must be a whole number, got \[1, 1"),
+    "long key": ("x" * 20_000 + ": 1", "unknown key xxx|is not valid YAML"),
+    "number as key": ("1: 2", "unknown key 1"),
+    "list as key": ("? [a, b]\n: 1", "is not valid YAML"),
+    "code": ("train: !!python/object/apply:os.system [true]", "is not valid YAML"),
+    "date": ("train: {steps: 2020-01-01}", r"train\.steps must be a whole number, got datetime\.date"),
+    "bad date": ("train: {steps: 2020-99-99}", "is not valid YAML"),
+    "nan": ("optimizer: {weight_decay: .nan}", r"optimizer\.weight_decay must be at least 0, got nan"),
+    "negative": ("train: {steps: -" + "9" * 50 + "}", r"train\.steps must be at least 1, got a number of"),
+    "base 60": ("train: {steps: 1:2:3:" + "1:" * 100 + "1}", "is not valid YAML|must be"),
+    "null character": ("train: {steps: \0}", "is not valid YAML"),
+    "binary": ("train: {steps: !!binary AAAA}", r"train\.steps must be a whole number, got b"),
+    "set": ("train: !!set {steps}", "must be a section|got None|exactly one|must be"),
+    "two documents": ("a: 1\n---\nb: 2", "is not valid YAML"),
+    "unfinished": ("train: {steps: 1", "is not valid YAML"),
+    "directive": ("%YAML 99.0\n---\na: 1", "is not valid YAML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_settings_are_one_clear_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, message = HOSTILE[name]
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_config(path)
+    assert cli.main(["train", "--config", str(path), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 1100
+
+
+def test_settings_files_that_are_none(tmp_path: Path) -> None:
+    for content, message in (
+        (b"\xff\xfe\x00", "is no UTF-8 text"),
+        (b"a" * (2**16 + 1), "is larger than the 65536 bytes"),
+    ):
+        (tmp_path / "a.yaml").write_bytes(content)
+        with pytest.raises(FileError, match=message):
+            read_config(tmp_path / "a.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(FileError, match="is a pipe, not a file"):
+        read_config(tmp_path / "pipe.yaml")
+    with pytest.raises(FileError, match="is a folder, not a file"):
+        read_config(tmp_path)
+    (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbftrain: {steps: 7}")
+    assert read_config(tmp_path / "bom.yaml").train.steps == 7
+
+
+@pytest.mark.parametrize("setting", ["model.width=2147483647", "model.hidden=2147483647", "moco.queue=2147483647"])
+def test_more_than_the_memory_is_one_clear_line(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--config", "tiny", "--no-monitor", "--out", str(tmp_path), setting, "train.steps=20"]
+    assert cli.main([*words, "train.method=moco"]) == 1
+    said = capsys.readouterr().err
+    assert "not enough memory for these settings" in said and said.count("\n") == 1

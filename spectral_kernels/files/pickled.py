@@ -56,8 +56,16 @@ def read_pickled(
         return machine.stack.pop()
     except NotPlain:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    # a warning is one where warnings are errors
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, Warning) as error:
         raise NotPlain(f"no pickle of plain data: {' '.join(str(error).split())[:120]}") from error
+
+
+def from_latin1(text: Any, encoding: Any) -> bytes:
+    """What `_codecs.encode` stands for: protocol 2 has no bytes, and writes them as text."""
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise NotPlain("a text in another encoding than latin1")
+    return text.encode("latin-1")
 
 
 class _Machine:

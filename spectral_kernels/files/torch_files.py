@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from spectral_kernels.files.pickled import LIMIT, Function, NotPlain, as_tree, read_pickled
+from spectral_kernels.files.pickled import LIMIT, Function, NotPlain, as_tree, from_latin1, read_pickled
 from spectral_kernels.files.reading import FileError, first_line, opened, read_exactly
 from spectral_kernels.files.stored_rows import Place, swapped
 
@@ -88,6 +88,7 @@ class _Archive:
             **dict.fromkeys(STORAGES, _not_called),
             "torch._utils._rebuild_tensor_v2": self._rebuild,
             "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
+            "_codecs.encode": from_latin1,
             "collections.OrderedDict": lambda *pairs: dict(*pairs),
             "torch.Size": lambda sizes: tuple(sizes),
         }

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-LIMIT = 2**20  # bytes of a settings file
+LIMIT = 2**16  # bytes of a settings file
 DEPTH = 20
 
 

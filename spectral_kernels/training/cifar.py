@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spectral_kernels.files.pickled import LIMIT, Built, NotPlain, read_pickled
+from spectral_kernels.files.pickled import LIMIT, Built, NotPlain, from_latin1, read_pickled
 from spectral_kernels.files.reading import FileError, read_bytes
 
 FOLDER = "cifar-10-batches-py"
@@ -79,14 +79,8 @@ def _array_type() -> None:
     raise NotPlain("a call of numpy.ndarray")
 
 
-def _bytes_of(text: Any, encoding: Any) -> bytes:
-    if type(text) is not str or encoding not in ("latin1", "latin-1", "bytes"):
-        raise NotPlain("a text in another encoding than latin1")
-    return text.encode("latin-1")
-
-
 # what pickles of arrays are made of, by numpy's old and new names
-_KNOWN: dict[str, Any] = {"_codecs.encode": _bytes_of, "numpy.dtype": _Type, "numpy.ndarray": _array_type}
+_KNOWN: dict[str, Any] = {"_codecs.encode": from_latin1, "numpy.dtype": _Type, "numpy.ndarray": _array_type}
 for _module in ("numpy.core", "numpy._core"):
     _KNOWN[f"{_module}.multiarray._reconstruct"] = lambda _kind, _shape, _code: _Array()
     _KNOWN[f"{_module}.multiarray.scalar"] = _whole

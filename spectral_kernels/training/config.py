@@ -182,7 +182,7 @@ class SelectionConfig:
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("selection", 1, draws=self.draws, live_pool=self.live_pool)
+        _at_least("selection", 1, 2**16, draws=self.draws, live_pool=self.live_pool)
         if not 0 <= self.min_seen <= 1:
             raise ValueError(f"selection.min_seen must be in [0, 1], got {self.min_seen!r}")
         if self.window is not None and not 0 < self.window[0] <= self.window[1] < math.inf:
