@@ -151,6 +151,57 @@ def test_plain_pip_install_gives_a_package_without_library(tmp_path: Path) -> No
     assert not (site / "spectral_kernels/_C.so").exists()
 
 
+BROKEN = {
+    "empty": b"",
+    "no JSON": b"{",
+    "not UTF-8": b'{"built": "\xff"}',
+    "deep": b"[" * 100_000,
+    "list": b"[]",
+    "null": b"null",
+    "text": b'"built"',
+    "nothing told": b"{}",
+    "no fields": b'{"built": true}',
+    "fields of other types": b'{"built": true, "compiler": [], "torch": 2, "flags": "-O3", "isa_flags": []}',
+    "no reason": b'{"built": false, "reason": null}',
+    "built of another type": b'{"built": [], "cuda": []}',
+    "folder": None,
+}
+
+
+def lay_broken(folder: Path, kind: str) -> None:
+    path, content = folder / "_build_info.json", BROKEN[kind]
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_info_survives_a_broken_description(
+    kind: str, library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_broken(tmp_path, kind)
+    if library:
+        (tmp_path / "_C.so").write_text("a library")
+    monkeypatch.setattr(info, "_BUILD_INFO", tmp_path / "_build_info.json")
+    found = info.collect()
+    assert found["library"]["built"] == library
+    assert found["library"]["reason"].startswith("_build_info.json ")
+    text = "\n".join(info.report(found))
+    start = "how it was built is not known" if library else "not built"
+    assert f"  {start}: _build_info.json " in text
+    assert "cannot be told" not in text
+
+
+def test_info_survives_a_description_that_is_broken_deep_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"built": True, "compiler": "c++", "torch": "2.11.0", "flags": [3], "isa_flags": {"avx2": 7}}
+    (tmp_path / "_build_info.json").write_text(json.dumps(told))
+    monkeypatch.setattr(info, "_BUILD_INFO", tmp_path / "_build_info.json")
+    assert "cannot be told (TypeError" in "\n".join(info.report(info.collect()))
+
+
 @pytest.fixture
 def built_earlier(tmp_path: Path) -> Path:
     """The project with libraries in place; none of these builds looks into them."""

@@ -23,6 +23,9 @@ from spectral_kernels.backends import found as _found
 TESTED_TORCH = ("2.11.0", "2.13.0", "2.14.1")
 
 _BUILD_INFO = Path(__file__).with_name("_build_info.json")
+# what a build writes of each library
+_CPP_FIELDS: dict[str, Any] = {"compiler": "unknown", "torch": "unknown", "flags": [], "isa_flags": {}}
+_CUDA_FIELDS: dict[str, Any] = {"compiler": "unknown", "torch": "unknown", "architectures": []}
 _TRAINING_MODULES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm", "yaml": "PyYAML"}
 _VARIABLES = (
     "SPECTRAL_KERNELS_BACKEND",
@@ -61,18 +64,37 @@ def _versions() -> dict[str, str | None]:
 
 def _library() -> dict[str, Any]:
     """How _C.so and _C_cuda.so were built, or why they were not, and whether they are loaded."""
+    problem = f"{_BUILD_INFO.name} is not what a build writes"
+    build: Any = None
     try:
-        build = json.loads(_BUILD_INFO.read_text(encoding="utf-8"))
+        build = json.loads(_BUILD_INFO.read_bytes())
     except FileNotFoundError:
         build = {"built": False, "reason": "the package runs from its source folder and was never built"}
-    # a library built before there was a CUDA one does not tell of it
-    cuda = build.pop("cuda", {"built": False, "reason": build.get("reason", "the package was built without it")})
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"{_BUILD_INFO.name} cannot be read ({type(error).__name__}: {error})"
+    cuda = None
+    if isinstance(build, dict):
+        # a library built before there was a CUDA one does not tell of it
+        cuda = build.pop("cuda", {"built": False, "reason": build.get("reason", "the package was built without it")})
     return {
-        **build,
+        **_described(build, _CPP_FIELDS, _BUILD_INFO.with_name("_C.so"), problem),
         "loaded": backends.CPP_ERROR is None,
         "error": backends.CPP_ERROR,
-        "cuda": {**cuda, "loaded": backends.CUDA_ERROR is None, "error": backends.CUDA_ERROR},
+        "cuda": {
+            **_described(cuda, _CUDA_FIELDS, _BUILD_INFO.with_name("_C_cuda.so"), problem),
+            "loaded": backends.CUDA_ERROR is None,
+            "error": backends.CUDA_ERROR,
+        },
     }
+
+
+def _described(told: Any, fields: dict[str, Any], library: Path, problem: str) -> dict[str, Any]:
+    """What a build told of a library; where that is broken, the problem and whether the library is there."""
+    if isinstance(told, dict):
+        wanted = fields if told.get("built") is True else {"built": False, "reason": ""}
+        if all(isinstance(told.get(name), type(value)) for name, value in wanted.items()):
+            return told
+    return {**fields, "built": library.exists(), "reason": problem}
 
 
 def _cpu() -> dict[str, Any]:
@@ -154,9 +176,11 @@ def _section_libraries(library: dict[str, Any]) -> Iterator[str]:
 
 
 def _kept(library: dict[str, Any]) -> Iterator[str]:
-    """Said where the last build failed and left the library of an earlier one."""
+    """Said where the last build failed and left the library of an earlier one, or where its description is broken."""
     if "kept" in library:
         yield f"  KEPT from an earlier build, maybe of other sources; the last one failed: {library['kept']}"
+    if "reason" in library:
+        yield f"  how it was built is not known: {library['reason']}"
 
 
 def _section_library(library: dict[str, Any]) -> Iterator[str]:
@@ -166,9 +190,9 @@ def _section_library(library: dict[str, Any]) -> Iterator[str]:
     yield from _kept(library)
     yield f"  built with {library['compiler']}"
     yield f"  against    torch {library['torch']}; for any Python 3 and torch {TESTED_TORCH[0]} or newer"
-    yield f"  flags      {' '.join(library['flags'])}"
+    yield f"  flags      {' '.join(map(str, library['flags']))}"
     for isa, flags in library["isa_flags"].items():
-        yield f"  {isa + ' files':<15} {' '.join(flags)}"
+        yield f"  {isa + ' files':<15} {' '.join(map(str, flags))}"
     yield "  loaded" if library["loaded"] else f"  NOT LOADED: {library['error']}"
 
 
@@ -177,7 +201,7 @@ def _section_cuda_library(cuda: dict[str, Any]) -> Iterator[str]:
         yield f"  not built: {cuda['reason']}"
         return
     yield from _kept(cuda)
-    yield f"  built with {cuda['compiler']} for {', '.join(cuda['architectures'])}"
+    yield f"  built with {cuda['compiler']} for {', '.join(map(str, cuda['architectures']))}"
     yield f"  against    torch {cuda['torch']}; for any Python 3 and torch {TESTED_TORCH[0]} or newer"
     yield "  loaded" if cuda["loaded"] else f"  not loaded: {cuda['error']}"
 
@@ -253,8 +277,9 @@ def report(info: dict[str, Any]) -> Iterator[str]:
     def section(title: str, key: str, lines: Callable[[dict[str, Any]], Iterator[str]]) -> Iterator[str]:
         yield title
         value = info[key]
-        # a section that could not be told is a text
-        yield from lines(value) if isinstance(value, dict) else (f"  {value}",)
+        # a section that could not be told is a text, and so are lines of what makes no sense
+        told = _attempt(lambda: list(lines(value))) if isinstance(value, dict) else value
+        yield from told if isinstance(told, list) else (f"  {told}",)
         yield ""
 
     def pairs(values: dict[str, Any]) -> Iterator[str]:
