@@ -162,7 +162,7 @@ $(VENV)/dev.stamp: requirements/dev.txt requirements/torchvision.txt $(VENV)/tor
 	@touch $@
 
 # --no-deps: everything is there, and pip is not to look for another torch or triton
-$(VENV)/package.stamp: setup.py pyproject.toml $(CSRC) $(VENV)/dev.stamp
+$(VENV)/package.stamp: setup.py tools/toolchain.py pyproject.toml $(CSRC) $(VENV)/dev.stamp
 	@echo "building spectral_kernels"
 	@SPECTRAL_KERNELS_BUILD=$(BUILD) $(PIP) --no-deps --no-build-isolation --editable . || { \
 	    echo "Not built; 'no C++ library', above, says why. 'make BUILD=1 ...' goes on without the library." >&2; \

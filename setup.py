@@ -9,23 +9,22 @@ SPECTRAL_KERNELS_BUILD     "0" builds no library and removes an earlier one; "re
                            built an error.
 SPECTRAL_KERNELS_CUDA      the same for the CUDA library.
 SPECTRAL_KERNELS_SANITIZE  such as "address,undefined": compiles the C++ with -fsanitize=, and no CUDA.
-CXX, NVCC, MAX_JOBS        the compilers; how many of them run at a time.
+CXX, NVCC, MAX_JOBS        the compilers; how many of them run at a time, as many as there are cores where it is no number.
 """
 
+import atexit
+import contextlib
+import functools
 import hashlib
-import importlib.util
 import json
 import os
 import platform
-import re
-import shlex
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,14 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+from toolchain import PTX, CudaToolchain, NotBuilt, Toolchain, find_compiler, find_cuda, find_torch, jobs, run
+
 OLDEST_TORCH = (2, 11)
 FLAGS = [
     "-std=c++20",
@@ -64,8 +68,6 @@ ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma"],
 }
 
-# architectures of the cubins, and that of the PTX which newer ones translate for themselves
-CUBINS, PTX = ("80", "90", "100"), "90"
 CUDA_FLAGS = [
     "-std=c++20",
     "-O3",
@@ -80,70 +82,11 @@ NOT_FINISHED = {"built": False, "reason": "no build of it came to its end"}
 UNKNOWN = {"built": True, "compiler": "unknown", "torch": "unknown", "flags": [], "isa_flags": {}, "architectures": []}
 
 
-class NotBuilt(Exception):
-    """Why there is no library."""
-
-
-@dataclass(frozen=True)
-class Toolchain:
-    """What a library is built with; `flags` are those of every file, without the machine's own paths."""
-
-    compiler: tuple[str, ...]
-    compiler_version: str
-    torch_folder: Path
-    torch_version: str
-    flags: tuple[str, ...]
-    sanitize: str
-
-
-@dataclass(frozen=True)
-class CudaToolchain:
-    """What the CUDA library is built with."""
-
-    nvcc: str
-    version: str
-    library_folder: Path
-    architectures: tuple[str, ...]
-
-
-def find_torch() -> tuple[Path, str]:
-    """Folder and version of the torch that this Python sees, not imported: it may be another Python's."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise NotBuilt("there was no torch when it was built (pip hides it unless told --no-build-isolation)")
-    folder = Path(spec.origin).parent
-    version_file = folder / "version.py"
-    text = version_file.read_text(encoding="utf-8") if version_file.is_file() else ""
-    found = re.search(r"^__version__ = '((\d+)\.(\d+)[^']*)'", text, re.MULTILINE)
-    if found is None:
-        raise NotBuilt("the version of the torch that was there when it was built cannot be read")
-    if (int(found[2]), int(found[3])) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
-        raise NotBuilt(f"torch {found[1]} was there when it was built, {oldest} or newer is needed")
-    if not (folder / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
-        raise NotBuilt(f"torch {found[1]} was there when it was built, but without its C++ headers")
-    return folder, found[1]
-
-
-def find_compiler() -> tuple[tuple[str, ...], str]:
-    """The C++ compiler's command and the first line of its --version."""
-    named = os.environ.get("CXX")
-    commands = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
-    for command in commands:
-        if shutil.which(command[0]) is None:
-            continue
-        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return tuple(command), answer.stdout.splitlines()[0]
-    tried = f"CXX={named} does not run" if named else "none of c++, g++ and clang++ was found"
-    raise NotBuilt(f"no C++ compiler: {tried}")
-
-
 def find_toolchain() -> Toolchain:
     """Raises NotBuilt when something is missing."""
     if not sys.platform.startswith("linux"):
         raise NotBuilt(f"the library is built on Linux only, this is {sys.platform}")
-    torch_folder, torch_version = find_torch()
+    torch_folder, torch_version = find_torch(OLDEST_TORCH)
     compiler, compiler_version = find_compiler()
     flags = list(FLAGS)
     if is_x86():
@@ -152,32 +95,6 @@ def find_toolchain() -> Toolchain:
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
     return Toolchain(compiler, compiler_version, torch_folder, torch_version, tuple(flags), sanitize)
-
-
-def find_cuda() -> CudaToolchain:
-    """Raises NotBuilt when there is no nvcc, or none for any architecture that we build for."""
-    named = os.environ.get("NVCC")
-    found = shutil.which(named or "nvcc")
-    if found is None:
-        raise NotBuilt(f"NVCC={named} does not run" if named else "there was no nvcc when it was built")
-    # what a launcher elsewhere on PATH runs, by its own account
-    answer = subprocess.run([found, "--dryrun", "-x", "cu", "-c", "-"], capture_output=True, text=True, check=False)
-    home = re.search(r"^#\$ _HERE_=(.+)$", answer.stderr, re.MULTILINE)
-    folder = (Path(home[1]) if home else Path(found).resolve().parent).parent
-    libraries = next(
-        (folder / name for name in ("lib64", "lib") if (folder / name / "libcudart_static.a").is_file()), None
-    )
-    if libraries is None:
-        raise NotBuilt("nvcc is there, but not the static CUDA runtime (libcudart_static.a)")
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    release = re.search(r"release ([\d.]+), (V[\d.]+)", said)
-    codes = subprocess.run([found, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout.split()
-    architectures = tuple(name for name in CUBINS if f"sm_{name}" in codes)
-    if release is None or PTX not in architectures:
-        raise NotBuilt(
-            f"nvcc does not compile for sm_{PTX}: {said.strip().splitlines()[-1] if said else 'says nothing'}"
-        )
-    return CudaToolchain(found, f"nvcc {release[1]} ({release[2]})", libraries, architectures)
 
 
 def is_x86() -> bool:
@@ -210,39 +127,32 @@ def cuda_command(source: Path, tools: Toolchain, cuda: CudaToolchain, architectu
     return [*command, "-isystem", str(tools.torch_folder / "include"), "-c", str(source.relative_to(ROOT))]
 
 
-def run(command: list[str], what: str) -> None:
-    """Raises NotBuilt with the first error line; everything the compiler says goes to stderr."""
+@contextlib.contextmanager
+def written_to(path: Path) -> Iterator[Path]:
+    """A name beside `path`, renamed when whole: builds may run at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise NotBuilt(f"{what}: {error}") from error
-    if done.stderr:
-        print(done.stderr, end="", file=sys.stderr, flush=True)
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise NotBuilt(f"{what}: {errors[0].strip() if errors else f'exit status {done.returncode}'}")
-
-
-def written_to(path: Path) -> Path:
-    """A name beside `path`, to be renamed when whole: builds may run at the same time."""
-    return path.with_name(f".{os.getpid()}.{path.name}")
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def is_current(built: Path, depends: Path) -> bool:
     """Whether no file that the compiler read for `built` has changed since."""
     if not built.is_file() or not depends.is_file():
         return False
-    _, _, names = depends.read_text(encoding="utf-8").replace("\\\n", " ").partition(":")
+    _, _, names = depends.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").partition(":")
     built_at = built.stat().st_mtime_ns
     read = [ROOT / name for name in names.split()]
-    return all(path.is_file() and path.stat().st_mtime_ns < built_at for path in read)
+    return bool(read) and all(path.is_file() and path.stat().st_mtime_ns < built_at for path in read)
 
 
 def compile_source(source: Path, folder: Path, tools: Toolchain, cuda: CudaToolchain | None) -> Path:
     built, depends = folder / f"{source.stem}.o", folder / f"{source.stem}.d"
     if is_current(built, depends):
         return built
-    new, started = written_to(built), time.time_ns()
     include = tools.torch_folder / "include"
     # what torch's checks say of a file must not name the machine that built it
     maps = [f"-ffile-prefix-map={include}=torch/include", f"-ffile-prefix-map={ROOT}=."]
@@ -252,36 +162,32 @@ def compile_source(source: Path, folder: Path, tools: Toolchain, cuda: CudaToolc
     else:
         command = cuda_command(source, tools, cuda, (*cuda.architectures, f"ptx{PTX}"))
         command += [part for prefix in maps for part in ("-Xcompiler", prefix)]
-    command += ["-MMD", "-MF", str(depends), "-o", str(new)]
-    run(command, f"csrc/{source.name} does not compile")
-    os.utime(new, ns=(started, started))  # a file edited while it was compiled is newer
-    new.replace(built)
+    with written_to(built) as new:
+        started = time.time_ns()
+        run([*command, "-MMD", "-MF", str(depends), "-o", str(new)], f"csrc/{source.name} does not compile")
+        os.utime(new, ns=(started, started))  # a file edited while it was compiled is newer
     return built
 
 
-def objects_of(sources: list[Path], key: Any, tools: Toolchain, cuda: CudaToolchain | None = None) -> list[str]:
+def objects_of(sources: list[Path], base: Path, key: Any, tools: Toolchain, cuda: CudaToolchain | None) -> list[str]:
     """Compile what has changed."""
-    folder = ROOT / "build" / f"objects-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(jobs) as pool:
+    folder = base / f"objects-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
+    with ThreadPoolExecutor(jobs()) as pool:
         return [str(path) for path in pool.map(lambda source: compile_source(source, folder, tools, cuda), sources)]
 
 
 def link(target: Path, objects: list[str], tools: Toolchain, more: list[str]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = written_to(target)
     # no rpath: torch is imported, and so its libraries loaded, before this one
-    command = [*tools.compiler, "-shared", *tools.flags, *objects, "-o", str(new)]
+    command = [*tools.compiler, "-shared", *tools.flags, *objects]
     command += [f"-L{tools.torch_folder / 'lib'}", "-Wl,--as-needed", "-ltorch_cpu", "-lc10", *more]
     if not tools.sanitize:
         command += ["-Wl,--no-undefined"]
-    run(command, "the library does not link")
-    new.replace(target)
+    with written_to(target) as new:
+        run([*command, "-o", str(new)], "the library does not link")
 
 
-def build_library(target: Path, tools: Toolchain) -> dict[str, Any]:
-    link(target, objects_of(find_sources(), (tools, ISA_FLAGS), tools), tools, [])
+def build_library(target: Path, base: Path, tools: Toolchain) -> dict[str, Any]:
+    link(target, objects_of(find_sources(), base, (tools, ISA_FLAGS), tools, None), tools, [])
     isas = {ending.removeprefix("_"): flags for ending, flags in ISA_FLAGS.items()} if is_x86() else {}
     return {
         "built": True,
@@ -292,12 +198,12 @@ def build_library(target: Path, tools: Toolchain) -> dict[str, Any]:
     }
 
 
-def build_cuda_library(target: Path, tools: Toolchain) -> dict[str, Any]:
+def build_cuda_library(target: Path, base: Path, tools: Toolchain) -> dict[str, Any]:
     if tools.sanitize:
         raise NotBuilt("SPECTRAL_KERNELS_SANITIZE was set when the package was built")
     cuda = find_cuda()
     sources = sorted((ROOT / "csrc").glob("*.cu"))
-    objects = objects_of(sources, (tools, cuda, CUDA_FLAGS, PTX), tools, cuda)
+    objects = objects_of(sources, base, (tools, cuda, CUDA_FLAGS, PTX), tools, cuda)
     # the runtime is linked in: the library loads whatever CUDA torch brings
     runtime = [f"-L{cuda.library_folder}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     link(target, objects, tools, runtime)
@@ -309,16 +215,27 @@ def build_cuda_library(target: Path, tools: Toolchain) -> dict[str, Any]:
     }
 
 
+def tell(what: str) -> None:
+    print(f"spectral_kernels: {what}", file=sys.stderr, flush=True)
+
+
+def told_of(told: Any) -> dict[str, Any]:
+    """What an earlier build said of a library, if that can be made out."""
+    return told if isinstance(told, dict) and isinstance(told.get("built"), bool) else NOT_FINISHED
+
+
 def try_build(
     target: Path,
+    base: Path,
     variable: str,
     what: str,
-    build: Callable[[Path, Toolchain], dict[str, Any]],
+    make: Callable[[Path, Path, Toolchain], dict[str, Any]],
     earlier: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Build and describe a library. Where that fails, say why there is none, or why an earlier build's is still there.
 
-    `earlier` describes the library that may lie at `target`; None, or "0" in the variable, removes it.
+    Objects are kept under `base`. `earlier` describes the library that may lie at `target`; None, or "0" in the variable,
+    removes it.
     """
     wish = os.environ.get(variable, "1")
     if wish not in ("0", "1", "require"):
@@ -326,20 +243,54 @@ def try_build(
     try:
         if wish == "0":
             raise NotBuilt(f"{variable}=0 was set when the package was built")
-        return build(target, find_toolchain())
-    except NotBuilt as error:
-        if wish == "0" or earlier is None:
-            target.unlink(missing_ok=True)
-        if target.is_file():
-            print(f"spectral_kernels: {what} library kept from an earlier build: {error}", file=sys.stderr, flush=True)
-            return {**(earlier if earlier and earlier["built"] else UNKNOWN), "kept": str(error)}
-        print(f"spectral_kernels: no {what} library: {error}", file=sys.stderr, flush=True)
-        return {"built": False, "reason": str(error)}
+        return make(target, base, find_toolchain())
+    except Exception as error:  # whatever it is, the package is installed
+        said = str(error) if isinstance(error, NotBuilt) else f"{type(error).__name__}: {error}"
+    reason = " ".join(said.encode(errors="backslashreplace").decode().split())
+    if wish == "0" or earlier is None:
+        with contextlib.suppress(OSError):
+            target.unlink()
+    if target.is_file():
+        tell(f"{what} library kept from an earlier build: {reason}")
+        known = {name: told for name, told in (earlier or {}).items() if isinstance(told, type(UNKNOWN.get(name)))}
+        return UNKNOWN | known | {"built": True, "kept": reason}
+    tell(f"no {what} library: {reason}")
+    return {"built": False, "reason": reason}
 
 
 def stop_if_required(variable: str, described: dict[str, Any]) -> None:
     if os.environ.get(variable) == "require" and (not described["built"] or "kept" in described):
         raise SystemExit(f"spectral_kernels: {variable}=require, giving up")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a folder can be written to, or made."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def elsewhere() -> str:
+    """A folder for what cannot be written in the source tree, removed when Python ends."""
+    folder = tempfile.mkdtemp(prefix="spectral_kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tell(f"{ROOT} or its build folder cannot be written: building in {folder}")
+    return folder
+
+
+class BuildAnywhere(build):
+    def finalize_options(self) -> None:
+        base = ROOT / self.build_base
+        if not all(map(is_writable, (base, *base.glob("*/")))):
+            self.build_base = elsewhere()
+        super().finalize_options()
+
+
+class DescribeAnywhere(egg_info):
+    def finalize_options(self) -> None:
+        if self.egg_base is None and not is_writable(ROOT / "spectral_kernels.egg-info"):
+            self.egg_base = elsewhere()
+        super().finalize_options()
 
 
 class BuildLibrary(build_ext):
@@ -352,25 +303,30 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         *_, folder = self.folders()
-        folder.mkdir(parents=True, exist_ok=True)
+        base = ROOT / self.get_finalized_command("build").build_base
         path = folder / "_build_info.json"
-        told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else NOT_FINISHED.copy()
-        told_of_cuda = told.pop("cuda", NOT_FINISHED)
+        try:
+            told = told_of(json.loads(path.read_bytes()))
+        except (OSError, ValueError, RecursionError):
+            told = NOT_FINISHED
+        earlier_cuda = told_of(told.get("cuda"))
 
         def write(info: dict[str, Any]) -> None:
-            new = written_to(path)
-            new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-            new.replace(path)
+            try:
+                with written_to(path) as new:
+                    new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            except OSError as error:
+                tell(f"how the libraries were built is not written down: {error}")
 
         # the package's own folder keeps its libraries; what a wheel is packed from is no place for older ones
-        def build(name: str, earlier: dict[str, Any], *how: Any) -> dict[str, Any]:
-            return try_build(folder / name, *how, earlier if self.inplace else None)
+        def make(name: str, earlier: dict[str, Any], *how: Any) -> dict[str, Any]:
+            return try_build(folder / name, base, *how, earlier if self.inplace else None)
 
-        info = build("_C.so", told, "SPECTRAL_KERNELS_BUILD", "C++", build_library)
+        info = make("_C.so", told, "SPECTRAL_KERNELS_BUILD", "C++", build_library)
         # written at once, so that no file lacks its description when the next step stops or fails
-        write(info | {"cuda": told_of_cuda})
+        write(info | {"cuda": earlier_cuda})
         stop_if_required("SPECTRAL_KERNELS_BUILD", info)
-        cuda = build("_C_cuda.so", told_of_cuda, "SPECTRAL_KERNELS_CUDA", "CUDA", build_cuda_library)
+        cuda = make("_C_cuda.so", earlier_cuda, "SPECTRAL_KERNELS_CUDA", "CUDA", build_cuda_library)
         write(info | {"cuda": cuda})
         stop_if_required("SPECTRAL_KERNELS_CUDA", cuda)
 
@@ -400,5 +356,10 @@ class TaggedWheel(bdist_wheel):
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("spectral_kernels._C", sources=[])],
-        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": TaggedWheel},
+        cmdclass={
+            "bdist_wheel": TaggedWheel,
+            "build": BuildAnywhere,
+            "build_ext": BuildLibrary,
+            "egg_info": DescribeAnywhere,
+        },
     )
