@@ -3,7 +3,8 @@ for every Python 3 and, through PyTorch's stable ABI, every torch from 2.11 on. 
 
 What cannot be built never fails the install: the package then runs on its other backends, and
 `python -m spectral_kernels.info` says why. A build in place (`pip install --editable .`, `build_ext --inplace`) that fails
-keeps the library of an earlier one, and info says that too; a wheel is never packed with it. Environment variables:
+keeps the library of an earlier one, and info says that too; a wheel is never packed with it. An sdist holds what git
+tracks, nothing else; a wheel holds the package's modules as they lie there. Environment variables:
 
 SPECTRAL_KERNELS_BUILD     "0" builds no library and removes an earlier one; "require" makes a C++ library that cannot be
                            built an error.
@@ -20,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,6 +43,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.command.egg_info import egg_info
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -352,6 +355,35 @@ class TaggedWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 
+def tracked_files() -> list[str]:
+    """What git tracks here; without that list there is no sdist."""
+    # a hook of another repository sets these
+    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in others}
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, env=environment, capture_output=True, check=False)
+        tracked, said = os.fsdecode(done.stdout), done.stderr.decode(errors="replace").strip()
+    except OSError as error:
+        tracked, said = "", str(error)
+    names = set(tracked.split("\0")) - {""}
+    if "setup.py" not in names:
+        said = " ".join(said.split()) or "it tracks nothing here"
+        raise SystemExit(f"spectral_kernels: no sdist: it is made of what git tracks, and git says: {said}")
+    missing = sorted(name for name in names if not (ROOT / name).is_file())
+    if missing:
+        raise SystemExit(f"spectral_kernels: no sdist: git tracks {missing[0]}, which is not there")
+    return sorted(names)
+
+
+class TrackedSdist(sdist):
+    """What git tracks and PKG-INFO, whatever else lies around."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        if os.path.lexists(base_dir):
+            raise SystemExit(f"spectral_kernels: no sdist: {base_dir} is in the way, remove it")
+        super().make_release_tree(base_dir, tracked_files())
+
+
 # bench/aot.py imports the toolchain
 if __name__ == "__main__":
     setup(
@@ -361,5 +393,6 @@ if __name__ == "__main__":
             "build": BuildAnywhere,
             "build_ext": BuildLibrary,
             "egg_info": DescribeAnywhere,
+            "sdist": TrackedSdist,
         },
     )

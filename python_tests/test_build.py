@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import torch
 
+import spectral_kernels
 from spectral_kernels import info
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("csrc", "spectral_kernels", "python_tests", "bench", "requirements", "tools", "docs", "examples")
-FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", *(path.name for path in ROOT.glob("*.md")))
+FILES = ("setup.py", "pyproject.toml", "Makefile", "LICENSE", *(path.name for path in ROOT.glob("*.md")))
 LIBRARIES = ("_C.so", "_C_cuda.so")
 OURS = shutil.ignore_patterns("_C*.so", "_build_info.json", "__pycache__")
 
@@ -129,14 +130,82 @@ def test_package_ships_types_and_configs(without_library: dict[str, object]) -> 
     assert modules == {name for name in names if name.endswith(".py")}
 
 
-def test_sdist_ships_what_builds_tests_and_benchmarks(tmp_path: Path) -> None:
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The project in a git of its own, and beside what is tracked a private key in every place that was ever packed."""
+    if shutil.which("git") is None:
+        pytest.skip("an sdist is made of what git tracks, and there is no git")
     source = copy_of_the_project(tmp_path)
-    sdist, _ = build("sdist", source, tmp_path / "dist")
+    (source / ".gitignore").write_text("*.ignored\n*.egg-info/\n/build/\n")
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    for name in ("build", "spectral_kernels.egg-info", ".ci"):
+        (source / name).mkdir()
+    for name in (
+        "key.pem", "README.rst", "setup.cfg", "key.ignored", "build/key.py", "spectral_kernels.egg-info/key.pem", ".ci/key",
+        "MANIFEST.in", "tests/test_key.py",
+        *(f"{folder}/{key}" for folder in FOLDERS for key in ("key.pem", "key.py", "key.ignored", "key.yaml")),
+        "spectral_kernels/training/configs/key.yaml", "spectral_kernels/training/key.txt", "spectral_kernels/key.pyi",
+    ):  # fmt: skip
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("# PRIVATE KEY\n")
+    (source / "MANIFEST.in").write_text("graft .\n")
+    return source
+
+
+def tracked(source: Path) -> set[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=source, capture_output=True, text=True, check=True)
+    return set(listed.stdout.splitlines())
+
+
+def test_sdist_and_its_wheel_ship_what_git_tracks(checkout: Path, tmp_path: Path) -> None:
+    sdist, _ = build("sdist", checkout, tmp_path / "dist")
     with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("csrc", "python_tests", "bench", "requirements", "tools"):
-        assert {str(path.relative_to(source)) for path in (source / folder).rglob("*.*")} <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.json"))]
+        names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+        assert names - {"PKG-INFO", "setup.cfg"} == tracked(checkout)
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    wheel, _ = build("wheel", unpacked, tmp_path / "dist", CXX="/nonexistent")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {name for name in names if name.startswith("spectral_kernels/")} - {"spectral_kernels/_build_info.json"}
+    assert package == {name for name in tracked(checkout) if name.startswith("spectral_kernels/")}
+
+
+def test_wheel_of_a_checkout_takes_only_the_data_it_names(checkout: Path, tmp_path: Path) -> None:
+    wheel, _ = build("wheel", checkout, tmp_path / "dist", CXX="/nonexistent")
+    package = [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("spectral_kernels/")]
+    # modules are taken as they lie there, as in an editable install
+    assert {Path(name).suffix for name in package if Path(name).stem == "key"} == {".py", ".pyi"}
+
+
+@pytest.mark.parametrize("lacks", ["checkout", "git", "setup.py", "a file", "room"])
+def test_no_sdist_of_what_git_does_not_tell(
+    checkout: Path, lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lacks == "checkout":
+        shutil.rmtree(checkout / ".git")
+    elif lacks == "git":
+        monkeypatch.setenv("PATH", "/nonexistent")
+    elif lacks == "setup.py":  # as where an sdist lies unpacked in another project's checkout
+        subprocess.run(["git", "rm", "-q", "--cached", "setup.py"], cwd=checkout, check=True)
+    elif lacks == "a file":
+        (checkout / "csrc/apply.h").unlink()
+    else:  # left by an sdist that was broken off
+        (checkout / f"spectral_kernels-{spectral_kernels.__version__}").mkdir()
+    done = hook("sdist", checkout, tmp_path / "dist")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("spectral_kernels: no sdist: ")
+    assert not list((tmp_path / "dist").glob("*.tar.gz"))
+
+
+def test_sdist_asks_the_git_of_its_own_folder(checkout: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    subprocess.run(["git", "init", "-q", str(other)], check=True)
+    sdist, _ = build(
+        "sdist", checkout, tmp_path / "dist", GIT_DIR=str(other / ".git"), GIT_INDEX_FILE=str(other / ".git/index")
+    )
+    with tarfile.open(sdist) as archive:
+        assert len(tracked(checkout)) <= len(archive.getnames())
 
 
 def test_require_makes_a_missing_library_an_error(tmp_path: Path) -> None:
