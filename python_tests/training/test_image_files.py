@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spectral_kernels.files.reading import FileError
 from spectral_kernels.training import cifar, folder
 from spectral_kernels.training.data import DataNotFound, load
 
@@ -149,3 +150,106 @@ def test_bad_trees(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", ("a",))
     with pytest.raises(ValueError, match="size must be at least 8, got 4"):
         load("folder", tmp_path / "t", size=4)
+
+
+def test_classes_without_images_shift_no_label(tmp_path: Path) -> None:
+    write_tree(tmp_path, ("b", "d"))
+    for name in ("a", "c", "e"):
+        (tmp_path / "train" / name).mkdir()
+        (tmp_path / "train" / name / "notes.txt").write_text("no image")
+    data = load("folder", tmp_path, size=8)
+    assert data.classes == ("b", "d") and data.train_labels.tolist() == data.test_labels.tolist() == [0] * 3 + [1] * 3
+    Image.new("RGB", (9, 9)).save(tmp_path / "val" / "b" / "more.png")
+    (tmp_path / "val" / "f").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "val" / "f" / "more.png")
+    with pytest.raises(ValueError, match="val holds classes that train has not: f"):
+        load("folder", tmp_path, size=8)
+
+
+def test_a_cache_belongs_to_its_classes(tmp_path: Path) -> None:
+    """The same files under other classes, or under the same names in another order, are other data."""
+    write_tree(tmp_path, ("a", "b", "c"))
+    root, cache = tmp_path / "train", tmp_path / "cache"
+    first = folder.read_folder(root, cache, size=8)
+    assert first.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    some = folder.read_folder(root, cache, size=8, classes=("c", "a"))
+    assert some.labels.tolist() == [0] * 3 + [1] * 3 and some.classes == ("c", "a")
+    assert torch.equal(some.images, first.images[[6, 7, 8, 0, 1, 2]])
+    for path in (root / "a").iterdir():
+        path.unlink()
+    left = folder.read_folder(root, cache, size=8)
+    assert left.classes == ("b", "c") and left.labels.tolist() == [0] * 3 + [1] * 3
+    with pytest.raises(FileNotFoundError, match="train has no image in 1 of 3 class folders: a"):
+        folder.read_folder(root, cache, size=8, classes=("a", "b", "c"))
+
+
+def test_damaged_caches(tmp_path: Path) -> None:
+    write_tree(tmp_path, ("a", "b"))
+    (tmp_path / "train" / "a" / "a_1.JPEG").write_bytes(b"no image")
+    cache = tmp_path / "cache"
+
+    def read() -> torch.Tensor:
+        return folder.read_folder(tmp_path / "train", cache, size=8, corrupt="skip").images
+
+    before = read().clone()
+    (index,), (pixels,) = cache.glob("*.json"), cache.glob("*.pixels")
+    whole = index.read_text(encoding="utf-8")
+    for text in (
+        "",
+        "{}",
+        "[1]",
+        '{"skipped": [9]}',
+        '{"skipped": [-1]}',
+        '{"skipped": [true]}',
+        '{"skipped": 1}',
+        "[" * 9999,
+    ):
+        index.write_text(text)
+        with pytest.raises(FileError, match=f"{index} is no"):
+            read()
+    for text in ('{"skipped": []}', '{"skipped": [0, 1]}'):  # of other pixels
+        index.write_text(text)
+        with pytest.raises(FileError, match=rf"{pixels} holds 960 bytes where \d+ are expected: remove it"):
+            read()
+    index.write_text(whole)
+    content = pixels.read_bytes()
+    for damaged in (content[:-1], content + b"x", b""):
+        pixels.write_bytes(damaged)
+        with pytest.raises(FileError, match=f"{pixels} holds {len(damaged)} bytes where 960 are expected"):
+            read()
+    pixels.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{pixels} does not exist"):
+        read()
+    os.mkfifo(pixels)
+    with pytest.raises(FileError, match="is a pipe"):
+        read()
+    pixels.unlink()
+    index.unlink()
+    (cache / f".{pixels.name}.99-0123abcd.tmp").write_bytes(b"left by a process that was killed")
+    assert torch.equal(read(), before) and not list(cache.glob(".*.tmp"))
+
+
+def test_odd_names_and_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = os.fsencode(tmp_path / "train")
+    for name in (b"a", b"b\xff"):
+        os.makedirs(os.path.join(root, name))
+        with open(os.path.join(root, name, b"1\xfe\x1b[31m.png"), "wb") as file:
+            Image.new("RGB", (9, 9), (5, 6, 7)).save(file, "PNG")
+    (tmp_path / "train" / "a" / "folder.png").mkdir()
+    (tmp_path / "train" / "a" / "link.png").symlink_to(tmp_path / "train" / "a")
+    os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
+    (tmp_path / "train" / "a" / "nowhere.png").symlink_to("nowhere")
+    with pytest.raises(
+        ValueError, match=r"2 of 4 images cannot be decoded: .*nowhere\.png \(does not exist\).*\(is a pipe"
+    ):
+        folder.read_folder(tmp_path / "train", tmp_path / "cache", size=8)
+    found = folder.read_folder(tmp_path / "train", tmp_path / "cache", size=8, corrupt="skip")
+    assert found.labels.tolist() == [0, 1] and found.images[:, :, 0, 0].tolist() == [[5, 6, 7]] * 2
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    write_tree(tmp_path, ("a",))
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OSError, match="cache"):
+        folder.read_folder(tmp_path / "train", tmp_path / "cache", size=8)

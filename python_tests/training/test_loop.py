@@ -1,5 +1,6 @@
 """The training loop: it learns, it is deterministic, and a run that stopped goes on bit for bit."""
 
+import copy
 import hashlib
 import io
 import math
@@ -290,6 +291,12 @@ def test_divergence_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
         train(config, data, tmp_path, Poison())
     kept = Run(config, data, tmp_path)
     assert kept.step == 3
+    with pytest.raises(
+        Diverged, match=r"last\.ckpt, and goes on to the same end with the same settings\. Try a smaller"
+    ):
+        train(config, data, tmp_path, Poison())
+    with pytest.raises(Diverged, match=r"projection is NaN or Inf; try a smaller optimizer\.lr"):
+        train(config, data, None, Poison())
     assert all(parameter.isfinite().all() for parameter in kept.model.parameters())
 
 
@@ -408,3 +415,63 @@ def test_batch_larger_than_the_pool() -> None:
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(ValueError, match=r"train\.device is 'cuda', but PyTorch sees no CUDA device"):
         Run(settings(train={"device": "cuda"}), blobs())
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".last.ckpt.123-0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".mine.tmp").write_bytes(b"not of ours")
+    run = Run(settings(), blobs(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".mine.tmp"]
+    assert run.step == 0
+
+
+HOSTILE_FIELDS: dict[str, list[Any]] = {
+    "config": [{}, {"train": 3}, {3: {b"x": 1}}],
+    "data": ["x" * 10**6],
+    "step": [-1, 7, 2**63],
+    "seconds": [{}, {"selection": 0.0, "data": 0.0, "compute": math.nan}, {"selection": 0, "data": 0, "compute": 0}],
+    "steps": [torch.zeros(0), torch.zeros(5, 6), torch.zeros(0, 6), torch.zeros(0, 6, dtype=torch.int64)],
+    "evaluations": [[3], [{}], [{"step": "x"}], [[1]], [{"step": 0, "seconds": 0.0, "linear": torch.ones(1)}]],
+    "model": [{}, {"a": 3}, {"encoder.0.weight": "text"}],
+    "optimizer": [
+        {}, {"state": 3, "param_groups": 4}, {"state": {}, "param_groups": [{}, {}]}, {"state": {}, "param_groups": [3, 4]},
+    ],
+    "generator": [torch.zeros(5056), torch.zeros(0, dtype=torch.uint8)],
+    "sampler": [{}, {"epoch": -1}],
+    "pending": [(1, 2, 3), ([-1], True), ([10**9], True), (["a"], False), ()],
+    "bank": [None, {}, {"embeddings": 3}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", HOSTILE_FIELDS)
+def test_fields_that_no_run_writes(field: str, tmp_path: Path) -> None:
+    """With a digest that fits: whoever knows the format may make such a file."""
+    config, data = with_strategy("greedy-4"), blobs()
+    run = Run(config, data, tmp_path)
+    run.advance(2)
+    state = run.state_dict()
+    for value in HOSTILE_FIELDS[field]:
+        write_with_digest(tmp_path / "last.ckpt", {"format": 2, **state, field: value})
+        with pytest.raises(CheckpointError) as caught:
+            Run(config, data, tmp_path)
+        assert str(caught.value).startswith(str(tmp_path / "last.ckpt")) and len(str(caught.value)) < 700
+
+
+def test_an_optimizer_of_other_shapes(tmp_path: Path) -> None:
+    """torch takes such a state as it is, and fails at the next step, or not at all where shapes happen to broadcast."""
+    data = blobs()
+    run = Run(settings(), data, tmp_path)
+    run.advance(2)
+    for change in (
+        lambda state: state["state"][0].update(momentum_buffer=torch.zeros(1)),
+        lambda state: state["state"][0].update(momentum_buffer=3),
+        lambda state: state["state"].update({999: {"momentum_buffer": torch.zeros(1)}}),
+        lambda state: state["param_groups"][0].update(momentum=0.5),
+        lambda state: state["param_groups"][0].update(lr="fast"),
+        lambda state: state["param_groups"][0].pop("nesterov"),
+    ):
+        state = copy.deepcopy(run.state_dict())
+        change(state["optimizer"])
+        write_with_digest(tmp_path / "last.ckpt", {"format": 2, **state})
+        with pytest.raises(CheckpointError, match="field 'optimizer' does not fit"):
+            Run(settings(), data, tmp_path)

@@ -147,9 +147,12 @@ def _digest(
 ) -> str:
     found = hashlib.sha256(repr((FORMAT, size, corrupt, [os.fsencode(name) for name in classes])).encode())
     for path, label in zip(files, labels, strict=True):
-        status = path.stat()
-        entry = (os.fsencode(path.relative_to(root)), label, status.st_size, status.st_mtime_ns)
-        found.update(repr(entry).encode())
+        try:
+            status = path.stat()
+            version = status.st_size, status.st_mtime_ns
+        except OSError:  # a link to nowhere; decoding says so
+            version = 0, 0
+        found.update(repr((os.fsencode(path.relative_to(root)), label, version)).encode())
     return found.hexdigest()[:16]
 
 
