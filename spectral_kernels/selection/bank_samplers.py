@@ -15,6 +15,7 @@ from spectral_kernels.ops.pool import best_draw, pool_select
 from spectral_kernels.selection.batch_sampler import BaseBatchSampler
 from spectral_kernels.selection.memory_bank import MemoryBank
 from spectral_kernels.selection.partition import by_commonness, from_strata
+from spectral_kernels.selection.progress import Progress
 from spectral_kernels.selection.sharding import derived_generator, distinct_rows
 
 
@@ -49,53 +50,49 @@ class _BankBatchSampler(BaseBatchSampler):
         )
         self.bank, self.min_seen = bank, min_seen
         self._warned = False
-        # masks (n,) on the bank's device; None is every row, so that the bank is read as it stands
-        self._shard: Tensor | None = None
-        self._left: Tensor | None = None
 
-    def _begin(self, shard: Tensor, taken: Tensor) -> None:
-        device = self.bank.device
-        self._shard = None
-        if self.num_replicas > 1 or self.bank.num_active < self.n:
-            self._shard = torch.zeros(self.n, dtype=torch.bool, device=device)
-            self._shard[shard.to(device)] = True
-        self._left = self._shard
+    def _begin(self, progress: Progress) -> None:
+        every = torch.ones(self.n, dtype=torch.bool, device=self.bank.device)
+        if len(progress.shard) < self.n:
+            progress.within = torch.zeros_like(every)
+            progress.within[progress.shard.to(self.bank.device)] = True
+        progress.left = progress.within
         if not self.replacement:
-            every = torch.ones(self.n, dtype=torch.bool, device=device)
-            self._left = every if self._shard is None else self._shard.clone()
-            self._left[taken.to(device)] = False
+            progress.left = every if progress.within is None else progress.within.clone()
+            progress.left[progress.taken_rows(progress.batch).to(self.bank.device)] = False
 
-    def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-        if self._is_cold():
-            rows = self._in_turn(shard, batch)
+    def _choose(self, progress: Progress, generator: torch.Generator) -> Tensor:
+        if self._is_cold(progress):
+            rows = self._in_turn(progress)
             if not self.replacement:
-                rows = self._rows_left(shard)[: len(rows)]
+                rows = self._rows_left(progress)[: len(rows)]
         elif self.replacement:
-            rows = self._select(shard, batch, generator).cpu()
+            rows = self._select(progress, generator).cpu()
         else:
-            rows = self._share_out(shard, batch, generator).cpu()
-        if not self.replacement and self._left is not None:
-            self._left[rows.to(self._left.device)] = False
+            rows = self._share_out(progress, generator).cpu()
+        if not self.replacement and progress.left is not None:
+            progress.left[rows.to(progress.left.device)] = False
         return rows
 
     @abstractmethod
-    def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    def _select(self, progress: Progress, generator: torch.Generator) -> Tensor:
         """Rows of a batch, of all of the shard, chosen by their embeddings."""
 
     @abstractmethod
     def _select_from(self, order: Tensor, size: int, last: bool, generator: torch.Generator) -> Selection:
         """Rows of a batch, one of each stratum of an order; `last`: of the second half of the epoch's batches."""
 
-    def _share_out(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    def _share_out(self, progress: Progress, generator: torch.Generator) -> Tensor:
         """Rows of a batch of a partition: like the rows left, but for what makes it more diverse (partition.py)."""
-        size, rows_left = self._size(shard, batch), len(shard) - batch * self.batch_size
-        explored = self._explored(size, rows_left, generator)
+        rows = len(progress.shard)
+        size, rows_left = self._size(progress), rows - progress.batch * self.batch_size
+        explored = self._explored(progress, size, rows_left, generator)
         size -= len(explored)
         if size == 0:
             return explored
         batches_left = -(-rows_left // self.batch_size)
-        order = self._order(shard, batch, batches_left)
-        last = batches_left <= max(4, len(shard) // self.batch_size // 2)
+        order = self._order(progress, batches_left)
+        last = batches_left <= max(4, rows // self.batch_size // 2)
         spare = len(order) - size
         if 0 < spare < size and not self.drop_last:
             # the last batch is shorter, and the more at the mercy of its rows: it is chosen now, and this one is the others
@@ -105,42 +102,49 @@ class _BankBatchSampler(BaseBatchSampler):
         self.last_selection = selection
         return torch.cat((selection.indices, explored))
 
-    def _order(self, shard: Tensor, batch: int, batches_left: int) -> Tensor:
+    def _order(self, progress: Progress, batches_left: int) -> Tensor:
         """Seen rows that are left, by commonness: looked at anew whenever half of the batches have gone."""
-        seen, orders = self.bank.seen if self._left is None else self.bank.seen & self._left, self._progress.orders
+        seen, orders = self.bank.seen if progress.left is None else self.bank.seen & progress.left, progress.orders
         if orders and batches_left & (batches_left - 1):
             order = orders[-1][1].to(self.bank.device)
             order = order[seen[order]]
             if len(order) == int(seen.sum()):
                 return order
-        rows = shard.to(self.bank.device)
+        rows = progress.shard.to(self.bank.device)
         order = by_commonness(self.bank.embeddings, rows[seen[rows]])  # equal ones in the epoch's order
-        orders.append((batch, order))
+        orders.append((progress.batch, order))
         return order
 
-    def _explored(self, size: int, rows_left: int, generator: torch.Generator) -> Tensor:
+    def _explored(self, progress: Progress, size: int, rows_left: int, generator: torch.Generator) -> Tensor:
         """Random rows that have no embedding: their share of the batch, rounded up."""
-        unseen = self._unseen()
+        unseen = self._unseen(progress)
         fresh = -(-size * len(unseen) // rows_left)
         return unseen[distinct_rows(len(unseen), fresh, generator).to(unseen.device)]
 
-    def _unseen(self) -> Tensor:
-        """Rows left that have no embedding."""
-        # without replacement also those retired since the epoch began
-        if self.replacement and self.bank.num_seen == self.bank.num_active:
+    def _unseen(self, progress: Progress) -> Tensor:
+        """Rows left that have no embedding, those retired since the epoch began included."""
+        if self._is_full(progress):
             return torch.empty(0, dtype=torch.int64, device=self.bank.device)
         unseen = ~self.bank.seen
-        return (unseen if self._left is None else unseen & self._left).nonzero()[:, 0]
+        return (unseen if progress.left is None else unseen & progress.left).nonzero()[:, 0]
 
-    def _rows_left(self, shard: Tensor) -> Tensor:
+    def _rows_left(self, progress: Progress) -> Tensor:
         """Rows of the shard that may still be chosen, in the epoch's order."""
-        return shard if self._left is None else shard[self._left.cpu()[shard]]
+        shard = progress.shard
+        return shard if progress.left is None else shard[progress.left.cpu()[shard]]
 
-    def _is_cold(self) -> bool:
-        seen = self.bank.num_seen
-        if self._shard is not None and seen < self.bank.num_active:
-            seen = int((self.bank.seen & self._shard).sum())
-        rows = len(self.sampler)
+    def _is_full(self, progress: Progress) -> bool:
+        """Whether all rows of the epoch have an embedding, as far as the counts tell: the bank is not scanned."""
+        return self.bank.active is progress.active and self.bank.num_seen == self.bank.num_active
+
+    def _is_cold(self, progress: Progress) -> bool:
+        rows = len(progress.shard)
+        if self._is_full(progress):
+            seen = rows
+        elif progress.within is None:
+            seen = self.bank.num_seen
+        else:
+            seen = int((self.bank.seen & progress.within).sum())
         least = max(self.batch_size, math.ceil(self.min_seen * rows))
         if seen >= least:
             return False
@@ -244,7 +248,8 @@ class PoolBatchSampler(_BankBatchSampler):
             generator=generator,
         )
 
-    def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    def _select(self, progress: Progress, generator: torch.Generator) -> Tensor:
+        shard = progress.shard
         # only the rows of the candidates are gathered: shuffling or masking a million rows would cost more
         rows = shard[distinct_rows(len(shard), min(len(shard), self.draws * self.batch_size), generator)]
         selection = self._pool_select(self.bank.gather(rows), self.batch_size, generator)
@@ -349,12 +354,12 @@ class GreedyBatchSampler(_BankBatchSampler):
             generator=generator,
         )
 
-    def _select(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-        explored = self._explored(self.batch_size, len(shard), generator)
+    def _select(self, progress: Progress, generator: torch.Generator) -> Tensor:
+        explored = self._explored(progress, self.batch_size, len(progress.shard), generator)
         size = self.batch_size - len(explored)
         if size == 0:
             return explored
-        selection = self._greedy_select(self.bank.embeddings, size, self._shard, generator)
+        selection = self._greedy_select(self.bank.embeddings, size, progress.within, generator)
         self.last_selection = selection
         return torch.cat((selection.indices, explored))
 

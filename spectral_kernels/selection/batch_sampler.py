@@ -11,10 +11,11 @@ more are. After `load_state_dict` the rest of the epoch loaded comes first.
 
 **Seeds.** Batch t draws from a generator derived from (seed, epoch, rank, t). It does not depend on
 which batches this process made before, so an interrupted epoch resumes with the batches that would
-have come, given the same bank.
+have come, given what the bank would have held at each of them.
 
 **Streams.** An epoch is dealt out from the rows that are active in the bank as it begins; rows
-retired or admitted meanwhile count from the next one on, and `len` follows them at once.
+retired or admitted meanwhile count from the next one on, and `len` follows them at once. The rows of
+the epoch are part of the state: resumed, it is the same one, however the bank has changed.
 
 **DataLoader workers** make the loader draw batches ahead: the bank is then a few steps older than
 the batch, and `state_dict(consumed=...)` must be told how many batches the training loop has really
@@ -24,7 +25,6 @@ used.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,41 +34,9 @@ from torch.utils.data import Sampler
 from spectral_kernels import checks
 from spectral_kernels.ops._selection import Selection
 from spectral_kernels.selection.memory_bank import MemoryBank
+from spectral_kernels.selection.progress import Progress
 from spectral_kernels.selection.sharding import ShardSampler, derived_generator
-
-
-@dataclass
-class Progress:
-    """How far an epoch has come.
-
-    Attributes:
-        epoch, ranks, batch: which one, under which num_replicas and rank, and how many batches of it were handed out.
-        taken: the batches so far, recorded only where later ones depend on them.
-        orders: (batch, rows): what `partition.by_commonness` said as that batch was chosen.
-        fresh: of each batch since this process began or resumed, the rows never handed out before.
-    """
-
-    epoch: int
-    ranks: tuple[int, int]
-    batch: int = 0
-    taken: list[Tensor] = field(default_factory=list)
-    orders: list[tuple[int, Tensor]] = field(default_factory=list)
-    fresh: list[Tensor] = field(default_factory=list)
-
-    def taken_rows(self, batches: int) -> Tensor:
-        """All rows of the first batches, int64."""
-        return _joined(self.taken[:batches])
-
-    def order_left(self, batches: int) -> Tensor:
-        """The order that holds after the first batches, less their rows; empty where there is none."""
-        orders = [rows.cpu() for made, rows in self.orders if made < batches]
-        if not orders:
-            return _joined([])
-        return orders[-1][~torch.isin(orders[-1], self.taken_rows(batches))]
-
-
-def _joined(rows: list[Tensor]) -> Tensor:
-    return torch.cat([torch.empty(0, dtype=torch.int64), *rows])
+from spectral_kernels.selection.state import complete, described, row_mask, rows_among
 
 
 class BaseBatchSampler(Sampler[list[int]], ABC):
@@ -92,16 +60,16 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         self.sampler = ShardSampler(n, num_replicas, rank, seed, drop_last, bank)
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.drop_last, self.replacement, self._records = bool(drop_last), bool(replacement), records
-        self._check_size()
+        self._check_size(len(self.sampler))
         self.last_selection: Selection | None = None
         self.selection_seconds = 0.0
         self.visited = torch.zeros(n, dtype=torch.bool)
         self._progress = Progress(0, (1, 0))
         self._resumes = False
 
-    def _check_size(self) -> None:
-        if self.batch_size > len(self.sampler):
-            raise ValueError(f"batch_size = {self.batch_size} exceeds the {len(self.sampler)} rows of a rank's shard")
+    def _check_size(self, rows: int) -> None:
+        if self.batch_size > rows:
+            raise ValueError(f"batch_size = {self.batch_size} exceeds the {rows} rows of a rank's shard")
 
     @property
     def num_replicas(self) -> int:
@@ -142,22 +110,23 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         self._progress.fresh = [rows[:0] for rows in self._progress.fresh]
 
     def __len__(self) -> int:
-        rows = len(self.sampler)
+        return self._batches(len(self.sampler))
+
+    def _batches(self, rows: int) -> int:
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         # nothing runs before the first batch is requested: a DataLoader with workers calls iter twice
         began = time.perf_counter()
         progress = self._enter()
-        shard, batches = self.sampler.rows(), len(self)
-        self._begin(shard, progress.taken_rows(progress.batch))
-        while progress.batch < batches:
+        self._begin(progress)
+        while progress.batch < self._batches(len(progress.shard)):
             if self._records and progress is not self._progress:
                 raise RuntimeError("this iteration over the batch sampler was superseded by a newer one")
             self._check_group(progress)
             self.last_selection = None
             key = (self.seed, progress.epoch, progress.ranks[1], progress.batch)
-            rows = self._choose(shard, progress.batch, derived_generator(*key))
+            rows = self._choose(progress, derived_generator(*key))
             if self._records:
                 progress.taken.append(rows)
             progress.fresh.append(rows[~self.visited[rows]])
@@ -172,12 +141,12 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         """Begin an epoch, or go on with the one that was loaded."""
         if self._resumes and self._progress.epoch == self.epoch:
             self._check_group(self._progress)
-            self.sampler.begun = True
+            self.sampler.go_on(self._progress.active)
         else:
-            self._check_size()
+            self._check_size(len(self.sampler))
             ranks = self.num_replicas, self.rank
             self.sampler.begin()
-            self._progress = Progress(self.epoch, ranks)
+            self._progress = Progress(self.epoch, ranks, self.sampler.dealt, self.sampler.rows())
         self._resumes = False
         return self._progress
 
@@ -189,48 +158,51 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
                 f"rank {now[1]} of {now[0]}: begin an epoch anew, as set_epoch does"
             )
 
-    def _begin(self, shard: Tensor, taken: Tensor) -> None:
-        """Start on the rows of an epoch, of which `taken` have been handed out before."""
+    def _begin(self, progress: Progress) -> None:
+        """Start on an epoch, or on the rest of one."""
 
     @abstractmethod
-    def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-        """Rows (batch_size,) int64 of a batch, on the CPU."""
+    def _choose(self, progress: Progress, generator: torch.Generator) -> Tensor:
+        """Rows (batch_size,) int64 of the next batch, on the CPU."""
 
-    def _size(self, shard: Tensor, batch: int) -> int:
+    def _size(self, progress: Progress) -> int:
         """Rows of a batch: fewer than batch_size only at the end of an epoch that is a partition."""
         if self.replacement:
             return self.batch_size
-        return min(self.batch_size, len(shard) - batch * self.batch_size)
+        return min(self.batch_size, len(progress.shard) - progress.batch * self.batch_size)
 
-    def _in_turn(self, shard: Tensor, batch: int) -> Tensor:
+    def _in_turn(self, progress: Progress) -> Tensor:
         """Rows of a batch of an ordinary shuffled epoch."""
-        places = batch * self.batch_size + torch.arange(self._size(shard, batch))
-        return shard[places % len(shard)]
+        places = progress.batch * self.batch_size + torch.arange(self._size(progress))
+        return progress.shard[places % len(progress.shard)]
 
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
-        """Where the epoch stands, safe for `torch.load(weights_only=True)`: at most 9 bytes a row.
+        """Where the epoch stands, safe for `torch.load(weights_only=True)`: at most 10 bytes a row.
 
-        Each rank saves its own. The bank is not part of it, nor is `selection_seconds`.
+        Of an epoch that has not begun `active` is None: it is dealt out from the rows that are active
+        as it begins. Each rank saves its own. The bank is not part of it, nor are `last_selection` and
+        `selection_seconds`.
 
         Args:
             consumed: batches of this epoch that the training loop has used; None takes those handed
                 out, which is more than that under a DataLoader with workers.
 
         Raises:
-            ValueError: consumed is more than were handed out.
+            ValueError: consumed is more than were handed out, or fewer than the state that was loaded had.
         """
         progress = self._progress
         if progress.epoch != self.epoch or not (self.sampler.begun or self._resumes):
             progress = Progress(self.epoch, (self.num_replicas, self.rank))
         batch = progress.batch
         if consumed is not None:
-            batch = checks.integer(consumed, "consumed", 0, progress.batch)
+            batch = checks.integer(consumed, "consumed", batch - len(progress.fresh), batch)
         visited = self.visited.clone()
-        visited[_joined(progress.fresh[max(0, len(progress.fresh) - (progress.batch - batch)) :])] = False
+        visited[progress.fresh_rows(batch)] = False
         return {
             **self._identity(progress.ranks),
             "epoch": progress.epoch,
             "batch": batch,
+            "active": None if progress.active is None else progress.active.to("cpu", copy=True),
             "taken": progress.taken_rows(batch),
             "order": progress.order_left(batch),
             "visited": visited,
@@ -242,40 +214,50 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
 
         Raises:
             ValueError: an entry is missing or malformed, or belongs to a sampler with other
-                arguments or another rank or number of ranks.
+                arguments or another rank or number of ranks; the sampler is then as it was.
         """
         ranks = self.num_replicas, self.rank
         identity = self._identity(ranks)
-        missing = {*identity, "epoch", "batch", "taken", "order", "visited"} - set(state)
-        if missing:
-            raise ValueError(f"the state of the batch sampler lacks {', '.join(sorted(missing))}")
+        complete(state, "batch sampler", {*identity, "epoch", "batch", "active", "taken", "order", "visited"})
         for name, own in identity.items():
-            if state[name] != own:
-                raise ValueError(f"{name} of the state is {state[name]!r}, but this batch sampler has {own!r}")
+            if type(state[name]) is not type(own) or state[name] != own:
+                raise ValueError(f"{name} of the state is {described(state[name])}, but this batch sampler has {own!r}")
         epoch = checks.integer(state["epoch"], "epoch of the state", 0)
-        batch = checks.integer(state["batch"], "batch of the state", 0, len(self))
-        expected = 0 if not self._records else min(batch * self.batch_size, len(self.sampler))
-        taken = self._rows_of(state, "taken", expected, expected)
-        order = self._rows_of(state, "order", 0, self.n - expected if expected else 0)
-        visited = state["visited"]
-        if not isinstance(visited, Tensor) or visited.dtype != torch.bool or visited.shape != (self.n,):
-            raise ValueError(f"visited of the state must be a bool for each of {self.n} rows, got {visited!r}")
+        progress = Progress(epoch, ranks, batch=checks.integer(state["batch"], "batch of the state", 0))
+        progress.active = self._loaded_active(state["active"], progress.batch)
+        begun = progress.active is not None or progress.batch > 0
+        if begun:
+            progress.shard = self.sampler.deal(epoch, progress.active)
+        checks.integer(progress.batch, "batch of the state", 0, self._batches(len(progress.shard)))
+        left = torch.zeros(self.n, dtype=torch.bool)
+        left[progress.shard] = True
+        expected = min(progress.batch * self.batch_size, len(progress.shard)) if self._records else 0
+        taken = rows_among(state["taken"], "taken", left, expected, expected)
+        left[taken] = False
+        order = rows_among(state["order"], "order", left, 0, len(progress.shard) - expected if expected else 0)
+        visited = row_mask(state["visited"], "visited", self.n)
+        if expected:
+            progress.taken = list(torch.split(taken, self.batch_size))
+        if len(order):
+            progress.orders = [(progress.batch - 1, order)]
         self.sampler.set_epoch(epoch)
-        batches = torch.split(taken, self.batch_size) if expected else ()
-        self._progress = Progress(epoch, ranks, batch, list(batches), [(batch - 1, order)] if len(order) else [])
-        self.visited = visited.cpu().clone()
-        self._resumes = True
+        if begun:
+            self.sampler.go_on(progress.active)
+        self._progress, self._resumes = progress, begun
+        self.visited, self.last_selection = visited, None
 
-    def _rows_of(self, state: dict[str, Any], name: str, least: int, most: int) -> Tensor:
-        rows = state[name]
-        is_list = isinstance(rows, Tensor) and rows.dtype == torch.int64 and rows.ndim == 1
-        if not is_list or not least <= len(rows) <= most:
-            allowed = f"{most}" if least == most else f"at most {most}"
-            raise ValueError(f"{name} of the state must be {allowed} rows, got {rows!r}")
-        if len(rows):
-            checks.row_indices(rows, f"{name} of the state", self.n, 1)
-        listed: Tensor = rows.cpu()
-        return listed
+    def _loaded_active(self, active: Any, batch: int) -> Tensor | None:
+        """The rows that an epoch was dealt out from, None where that is not to be known."""
+        if self.sampler.bank is None:
+            if active is not None:
+                raise ValueError(f"active of the state must be None without a bank, got {described(active)}")
+            return None
+        if active is None and batch == 0:
+            return None
+        mask = row_mask(active, "active", self.n)
+        if self.sampler.share(int(mask.sum())) < self.batch_size:
+            raise ValueError(f"active of the state leaves a rank fewer rows than batch_size = {self.batch_size}")
+        return mask
 
     def _identity(self, ranks: tuple[int, int]) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("n", "batch_size", "drop_last", "replacement", "seed")}
@@ -327,5 +309,5 @@ class RandomBatchSampler(BaseBatchSampler):
             bank=rows if isinstance(rows, MemoryBank) else None,
         )
 
-    def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-        return self._in_turn(shard, batch)
+    def _choose(self, progress: Progress, generator: torch.Generator) -> Tensor:
+        return self._in_turn(progress)

@@ -11,6 +11,7 @@ from spectral_kernels.ops._selection import Selection
 from spectral_kernels.ops.greedy import greedy_select
 from spectral_kernels.selection.batch_sampler import BaseBatchSampler
 from spectral_kernels.selection.memory_bank import MemoryBank
+from spectral_kernels.selection.progress import Progress
 from spectral_kernels.selection.sharding import derived_generator, distinct_rows
 
 
@@ -76,7 +77,8 @@ class LiveBatchSampler(BaseBatchSampler):
             z, k, candidates=self.candidates, objective=self.objective, window=self.window, generator=generator
         )
 
-    def _choose(self, shard: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    def _choose(self, progress: Progress, generator: torch.Generator) -> Tensor:
+        shard = progress.shard
         size = min(len(shard), self.pool * self.batch_size)
         rows = shard[distinct_rows(len(shard), size, generator)]
         with torch.no_grad():

@@ -36,8 +36,11 @@ class ShardSampler(Sampler[int]):
     permutation that do not deal out evenly sit the epoch out, without it the last places are filled
     with its first rows (both as in `torch.utils.data.DistributedSampler`).
 
-    Ranks that are not given are those of torch.distributed's process group whenever they are
+    Ranks that are not given are those of torch.distributed's process group whenever they are asked
     for, 1 and 0 without one: a sampler may be made before the group.
+
+    An epoch that has begun keeps the rows that it was dealt out from, whatever is retired or admitted
+    meanwhile; the length is that of a shard of the rows active now.
 
     Iterated itself, it begins with the present epoch, and each further time takes the next one, until
     that is set or the batch sampler begins one; `epoch` does not move.
@@ -45,6 +48,7 @@ class ShardSampler(Sampler[int]):
     Attributes:
         epoch: the one that was set or begun last.
         begun: whether batches of it were requested since it was set.
+        dealt: (n,) bool, the rows that were active as it began; None without a bank.
     """
 
     def __init__(
@@ -63,8 +67,9 @@ class ShardSampler(Sampler[int]):
         self.n, self.seed, self.drop_last, self.bank = n, seed, drop_last, bank
         self._given = num_replicas, rank
         self.epoch, self.begun = 0, False
+        self.dealt: Tensor | None = None
         self._passes = 0
-        self._rows: tuple[tuple[int, ...], Tensor] | None = None
+        self._rows: tuple[tuple[int, ...], Tensor | None, Tensor] | None = None
 
     @property
     def num_replicas(self) -> int:
@@ -98,24 +103,39 @@ class ShardSampler(Sampler[int]):
         """Begin the epoch that was set, or else the next one."""
         if self.begun:
             self.epoch += 1
-        self.begun = True
-        self._passes = 0
+        self.go_on(self._active())
+
+    def go_on(self, dealt: Tensor | None) -> None:
+        """Go on with the present epoch, which was dealt out from these rows."""
+        # the bank replaces its mask, and does not write to it
+        self.begun, self.dealt, self._passes = True, dealt, 0
 
     def rows(self, epoch: int | None = None) -> Tensor:
-        """(len(self),) int64, of the present epoch where none is named."""
+        """(r,) int64, of the present epoch where none is named."""
         epoch = self.epoch if epoch is None else epoch
-        key = epoch, self.num_replicas, self.rank, 0 if self.bank is None else self.bank.changes
-        if self._rows is None or self._rows[0] != key:
-            permutation = torch.randperm(self.n, generator=derived_generator(self.seed, epoch))
-            if self.bank is not None and self.bank.num_active < self.n:
-                permutation = permutation[self.bank.active.cpu()[permutation]]
-            places = torch.arange(len(self)) * self.num_replicas + self.rank
-            self._rows = key, permutation[places % len(permutation)]
-        return self._rows[1]
+        active = self.dealt if self.begun and epoch == self.epoch else self._active()
+        key = epoch, self.num_replicas, self.rank
+        if self._rows is None or self._rows[0] != key or self._rows[1] is not active:
+            self._rows = key, active, self.deal(epoch, active)
+        return self._rows[2]
+
+    def deal(self, epoch: int, active: Tensor | None) -> Tensor:
+        """The rank's rows of an epoch, (r,) int64, of the rows in a mask (n,) that is not all False; None is all."""
+        permutation = torch.randperm(self.n, generator=derived_generator(self.seed, epoch))
+        if active is not None:
+            permutation = permutation[active.cpu()[permutation]]
+        places = torch.arange(self.share(len(permutation))) * self.num_replicas + self.rank
+        return permutation[places % len(permutation)]
+
+    def share(self, rows: int) -> int:
+        """How many of so many rows a rank gets."""
+        return rows // self.num_replicas if self.drop_last else -(-rows // self.num_replicas)
+
+    def _active(self) -> Tensor | None:
+        return None if self.bank is None else self.bank.active
 
     def __len__(self) -> int:
-        n = self.n if self.bank is None else self.bank.num_active
-        return n // self.num_replicas if self.drop_last else -(-n // self.num_replicas)
+        return self.share(self.n if self.bank is None else self.bank.num_active)
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch + self._passes
