@@ -2,6 +2,7 @@
 
 import math
 import operator
+import reprlib
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
@@ -113,13 +114,14 @@ def enough_left(counts: Tensor | None, needed: int) -> None:
 
 def integer(value: int, name: str, low: int, high: int | None = None) -> int:
     """A whole number of at least `low` (at most `high`), numpy's included."""
-    if isinstance(value, bool) or not (isinstance(value, _INTEGERS) or hasattr(value, "__index__")):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
+    is_bool = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
+    if is_bool or not (isinstance(value, _INTEGERS) or hasattr(value, "__index__")):
+        raise ValueError(f"{name} must be an integer, got {reprlib.repr(value)}")
     if not isinstance(value, _INTEGERS):
         try:
             value = operator.index(value)
-        except TypeError:
-            raise ValueError(f"{name} must be an integer, got {value!r}") from None
+        except (TypeError, RuntimeError):  # the latter of a tensor that holds no values
+            raise ValueError(f"{name} must be an integer, got {reprlib.repr(value)}") from None
     if value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {span}, got {value}")

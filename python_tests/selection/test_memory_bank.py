@@ -148,7 +148,7 @@ def state(**changes):
         (state(updated=[0] * 12), "updated of the state is"),
         (state(updated=torch.zeros(11, dtype=torch.int64)), r"updated of the state is torch.int64 \(11,\)"),
         (state(updated=torch.full((12,), 1)), r"updated of the state must lie in \[-1, 1\)"),
-        (state(step=-1), "step of the state must be at least 0, got -1"),
+        (state(step=-1), "step of the state must be between 0 and 4611686018427387904, got -1"),
         (state(step="1"), "step of the state must be an integer"),
         (state(embeddings=torch.full((12, 5), torch.nan)), "embeddings of the state row 0 holds NaN"),
     ],

@@ -10,6 +10,10 @@ from spectral_kernels import backends, checks
 from spectral_kernels.library import cpp_call
 from spectral_kernels.ops._rows import accumulation_dtype, read_rows
 from spectral_kernels.ops._selection import is_seen
+from spectral_kernels.selection.state import complete, described, is_plain
+
+# of a state that is loaded: steps are int64, and are counted on
+LAST_STEP = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,6 @@ class MemoryBank:
             write it.
         step: calls of `update` so far.
         num_active: rows that samplers choose from.
-        changes: calls of `retire` and `admit` so far.
 
     Raises:
         ValueError: n or d below 1, a dtype that is not one of the four.
@@ -75,7 +78,6 @@ class MemoryBank:
         self._num_seen = torch.zeros((), dtype=torch.int64, device=device)
         self._active = torch.ones(n, dtype=torch.bool, device=device)
         self.num_active = n
-        self.changes = 0
         self.step = 0
 
     @property
@@ -207,7 +209,6 @@ class MemoryBank:
         self._num_seen.copy_(self.seen.sum())
         # a new tensor: a sampler may still hold the old one
         self._active, self.num_active = active, int(active.sum())
-        self.changes += 1
 
     def gather(self, indices: Tensor) -> Tensor:
         """Embeddings (b, d) of the samples `indices` (b,), zero where unseen; a copy.
@@ -252,32 +253,30 @@ class MemoryBank:
 
         Raises:
             ValueError: an entry is missing, or of another type, shape or dtype, or not what a bank
-                writes.
+                writes; the bank is then as it was.
         """
-        missing = {"embeddings", "updated", "active", "step"} - set(state)
-        if missing:
-            raise ValueError(f"the state of the memory bank lacks {', '.join(sorted(missing))}")
-        embeddings, updated, active = state["embeddings"], state["updated"], state["active"]
-        for name, loaded, own in (
-            ("embeddings", embeddings, self.embeddings),
-            ("updated", updated, self._updated),
-            ("active", active, self._active),
-        ):
-            if not isinstance(loaded, Tensor) or loaded.shape != own.shape or loaded.dtype != own.dtype:
-                got = f"{loaded.dtype} {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else repr(loaded)
-                raise ValueError(f"{name} of the state is {got}, but the bank has {own.dtype} {tuple(own.shape)}")
-        step = checks.integer(state["step"], "step of the state", 0)
+        own = self.state_dict()
+        complete(state, "memory bank", own)
+        step = checks.integer(state["step"], "step of the state", 0, LAST_STEP)
+        for name in ("embeddings", "updated", "active"):
+            loaded, kept = state[name], own[name]
+            if not is_plain(loaded, kept.dtype, kept.ndim) or loaded.shape != kept.shape:
+                raise ValueError(
+                    f"{name} of the state is {described(loaded)}, but the bank has {kept.dtype} {tuple(kept.shape)}"
+                )
+        embeddings, updated, active = state["embeddings"], state["updated"].to(self.device), state["active"]
+        active = active.to(self.device, copy=True)
         checks.finite_rows(embeddings, "embeddings of the state")
         if int(updated.min()) < -1 or int(updated.max()) >= step:
             raise ValueError(f"updated of the state must lie in [-1, {step})")
         if not bool(active.any()) or bool((updated[~active] >= 0).any()):
-            raise ValueError("active of the state must name a row, and every row that has an embedding")
+            raise ValueError("active of the state must name a row, and every row whose updated is not -1")
+        if not torch.equal((embeddings != 0).any(1).to(self.device), updated >= 0):
+            raise ValueError("embeddings of the state must be zero in the rows whose updated is -1, and in no other")
         self.embeddings.copy_(embeddings)
         self._updated.copy_(updated)
         self._num_seen.copy_(self.seen.sum())
-        self._active = active.to(self.device, copy=True)
-        self.num_active = int(active.sum())
-        self.changes += 1
+        self._active, self.num_active = active, int(active.sum())
         self.step = step
 
     def _rows(self, indices: Tensor) -> Tensor:
