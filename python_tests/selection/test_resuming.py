@@ -1,6 +1,7 @@
 """Samplers that resume while the bank changes: in random streams the resumed one goes on beside the uninterrupted one."""
 
 import io
+import math
 import random
 import warnings
 from typing import Any
@@ -106,7 +107,8 @@ class Stream:
         self.shard: list[int] = []
         self.batches: list[list[int]] = []
         self.log: list[tuple[str, Any]] = []  # of the running epoch
-        self.marks: list[tuple[int, dict[str, Any]]] = []  # after each number of batches: place in the log, the bank
+        # after each number of batches: place in the log, the bank, the rows visited
+        self.marks: list[tuple[int, dict[str, Any], set[int]]] = []
 
     def run(self, steps: int) -> None:
         if self.random.random() < 0.8:
@@ -152,6 +154,7 @@ class Stream:
         for twin in (self.main, *self.twins):
             twin.sampler.reset_coverage()
         self.visited.clear()
+        self.marks = [(place, bank, set()) for place, bank, _ in self.marks]
         self.log.append(("reset_coverage", None))
 
     def set_epoch(self) -> None:
@@ -189,7 +192,7 @@ class Stream:
             self.shard, self.batches, self.log = self.deal(), [], []
             self.marks = []
             if batch is not None:
-                # the bank did not change since the epoch began
+                # the bank has not changed since the epoch began
                 self.mark()
         if batch is None:
             self.ended()
@@ -201,11 +204,16 @@ class Stream:
         left = len(self.shard) - self.size * (len(self.batches) - 1)
         assert len(batch) == (min(self.size, left) if self.partition else self.size)
         assert len(set(batch)) == len(batch) and set(batch) <= set(self.shard)
+        if self.kind in ("pool", "greedy"):
+            seen = self.main.bank.seen
+            cold = int(seen[self.shard].sum()) < max(self.size, math.ceil(self.options["min_seen"] * len(self.shard)))
+            random_rows = self.main.sampler.last_selection is None
+            assert random_rows if cold else not random_rows or not bool(seen[batch].any())
 
     def mark(self) -> None:
         state = self.main.bank.state_dict()
         copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
-        self.marks.append((len(self.log), copies))
+        self.marks.append((len(self.log), copies, set(self.visited)))
 
     def ended(self) -> None:
         rows = [row for batch in self.batches for row in batch]
@@ -236,9 +244,11 @@ class Stream:
             # an old one is loaded anew
             used = self.twins.pop(0)
             twin = self.random.choice((twin, used))
-        place, bank = (len(self.log), self.main.bank.state_dict()) if consumed is None else self.marks[consumed]
+        now = len(self.log), self.main.bank.state_dict(), self.visited
+        place, bank, visited = now if consumed is None else self.marks[consumed]
         saved = through_a_file({"sampler": self.main.sampler.state_dict(consumed), "bank": bank})
         state = saved["sampler"]
+        assert set(state["visited"].nonzero()[:, 0].tolist()) == visited
         for part in self.random.choice((("bank", "sampler"), ("sampler", "bank"), ("sampler", "bank", "sampler"))):
             getattr(twin, part).load_state_dict(saved[part])
         twin.iterator, twin.entered = None, False
