@@ -277,7 +277,7 @@ def test_a_resumed_stream_is_the_uninterrupted_one(seed: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the memory bank is cold")
         for stream in range(STREAMS):
-            Stream(STREAMS * seed + stream).run(steps=30)
+            Stream(STREAMS * seed + stream).run(steps=25)
 
 
 N = 48
