@@ -23,11 +23,12 @@ import torch
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
 from spectral_kernels.files.writing import write_csv, write_text
 from spectral_kernels.training.compare import Comparison, RunRecord
-from spectral_kernels.training.config import Config, read_config
+from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import load
 from spectral_kernels.training.loop import PARTS, Run
 from spectral_kernels.training.progress import Progress
 from spectral_kernels.training.report import bootstrap, first_reach, target_accuracy
+from spectral_kernels.training.settings import read_config
 
 ROOT = Path(__file__).parent.parent
 FORMS = {path.stem: path for path in sorted((ROOT / "bench" / "study").glob("*.yaml"))}

@@ -116,15 +116,15 @@ def integer(value: int, name: str, low: int, high: int | None = None) -> int:
     """A whole number of at least `low` (at most `high`), numpy's included."""
     is_bool = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
     if is_bool or not (isinstance(value, _INTEGERS) or hasattr(value, "__index__")):
-        raise ValueError(f"{name} must be an integer, got {reprlib.repr(value)}")
+        raise ValueError(f"{name} must be an integer, got {shortened(value)}")
     if not isinstance(value, _INTEGERS):
         try:
             value = operator.index(value)
         except (TypeError, RuntimeError):  # the latter of a tensor that holds no values
-            raise ValueError(f"{name} must be an integer, got {reprlib.repr(value)}") from None
+            raise ValueError(f"{name} must be an integer, got {shortened(value)}") from None
     if value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {span}, got {value}")
+        raise ValueError(f"{name} must be {span}, got {shortened(value)}")
     return value
 
 
@@ -211,3 +211,10 @@ def finite_pool_rows(pool: Tensor, indices: Tensor) -> None:
 def enabled() -> bool:
     """Whether NaN and Inf rows are looked for."""
     return _enabled
+
+
+def shortened(value: Any) -> str:
+    """A value for a line of text, whatever it is."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"a number of {value.bit_length()} bits"
+    return reprlib.repr(value)

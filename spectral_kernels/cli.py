@@ -22,11 +22,12 @@ from spectral_kernels.monitor.log import spectrum_path
 from spectral_kernels.training import report
 from spectral_kernels.training.checkpoint import CheckpointError
 from spectral_kernels.training.compare import Comparison, run_record
-from spectral_kernels.training.config import Config, named_configs, read_config
+from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import ImageData, load
 from spectral_kernels.training.loop import train
 from spectral_kernels.training.monitoring import Monitored
 from spectral_kernels.training.progress import Progress
+from spectral_kernels.training.settings import named_configs, read_config
 from spectral_kernels.training.simclr import Diverged
 from spectral_kernels.training.termination import Terminated, stopped_by_sigterm
 

@@ -29,8 +29,9 @@ from spectral_kernels.files.reading import FileError, read_csv
 from spectral_kernels.files.torch_files import read_tensors
 from spectral_kernels.monitor.log import COLUMNS, Log
 from spectral_kernels.training import checkpoint, cifar
-from spectral_kernels.training.config import Config, read_config
+from spectral_kernels.training.config import Config
 from spectral_kernels.training.folder import _kept
+from spectral_kernels.training.settings import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CORPUS = Path(__file__).with_name("corpus")

@@ -14,10 +14,10 @@ import spectral_kernels as sk
 from spectral_kernels.monitor import lightning_callback, plots, spectrum_monitor
 from spectral_kernels.monitor.log import COLUMNS
 from spectral_kernels.monitor.signatures import exploding_variance
-from spectral_kernels.training.config import read_config
 from spectral_kernels.training.data import load
 from spectral_kernels.training.loop import Observer, Run
 from spectral_kernels.training.monitoring import Monitored
+from spectral_kernels.training.settings import read_config
 
 PROVOKED = {
     "collapse": ["train.temperature=0.01"],

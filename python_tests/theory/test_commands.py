@@ -10,10 +10,10 @@ from spectral_kernels import cli
 from spectral_kernels.commands import band
 from spectral_kernels.theory import validation
 from spectral_kernels.training.compare import run_config
-from spectral_kernels.training.config import read_config
 from spectral_kernels.training.data import load
 from spectral_kernels.training.gradients import along_training, at_fixed_parameters, embed
 from spectral_kernels.training.loop import Run
+from spectral_kernels.training.settings import read_config
 
 
 def test_a_setting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

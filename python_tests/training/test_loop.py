@@ -15,9 +15,10 @@ from training_helpers import blobs, settings
 
 from spectral_kernels.training import checkpoint
 from spectral_kernels.training.checkpoint import CheckpointError
-from spectral_kernels.training.config import Config, OptimizerConfig, read_config
+from spectral_kernels.training.config import Config, OptimizerConfig
 from spectral_kernels.training.data import load
 from spectral_kernels.training.loop import PARTS, STEP_COLUMNS, Observer, Run, derive_seed, train
+from spectral_kernels.training.settings import read_config
 from spectral_kernels.training.simclr import Diverged, SimCLR, forward_loss, learning_rate, make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the memory bank is cold")

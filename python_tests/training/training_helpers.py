@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from spectral_kernels.training.config import Config, build_config
+from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import ImageData
+from spectral_kernels.training.settings import build_config
 
 
 def blobs(count: int = 320, test: int = 80, size: int = 8, channels: int = 1, classes: int = 4) -> ImageData:

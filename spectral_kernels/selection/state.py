@@ -1,11 +1,12 @@
 """Entries of a saved state, looked at before anything is loaded: one ValueError that names the entry."""
 
-import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from spectral_kernels.checks import shortened
 
 
 def complete(state: Any, owner: str, names: Collection[str]) -> None:
@@ -28,7 +29,7 @@ def is_plain(value: Any, dtype: torch.dtype, ndim: int) -> bool:
 def described(value: Any) -> str:
     """What an error says was got: a few words, however large it is."""
     if not isinstance(value, Tensor):
-        return reprlib.repr(value)
+        return shortened(value)
     if value.is_nested:
         return "a nested tensor"
     layout = "" if value.layout == torch.strided else f" {value.layout}"

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from spectral_kernels.checks import shortened
 from spectral_kernels.files.reading import PIECE, FileError, first_line, opened
 from spectral_kernels.files.torch_files import read_tensors
 from spectral_kernels.files.writing import replacing
@@ -108,13 +109,8 @@ def check_config(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any
     for name in sorted(old.keys() | new.keys(), key=str):
         if not str(name).startswith(FREE) and old.get(name) != new.get(name):
             raise CheckpointError(
-                path, f"is of another run: {name} is {_short(old.get(name))} there and {_short(new.get(name))} here"
+                path, f"is of another run: {name} is {shortened(old.get(name))} there and {shortened(new.get(name))} here"
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "…"
 
 
 def restore(path: Path, name: str, value: Any, into: Callable[[Any], Any]) -> None:
@@ -136,11 +132,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         raise ValueError(f"{len(state['param_groups'])} groups of parameters, expected {len(own['param_groups'])}")
     for there, here in zip(state["param_groups"], own["param_groups"], strict=True):
         if {**there, "lr": 0} != {**here, "lr": 0} or type(there["lr"]) is not float:
-            raise ValueError(f"a group of parameters with other settings: {_short(there)}")
+            raise ValueError(f"a group of parameters with other settings: {shortened(there)}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, entries in state["state"].items():
         for name, value in entries.items():
             shape = parameters[number].shape
             if value is not None and not (isinstance(value, torch.Tensor) and value.shape in (shape, torch.Size([]))):
-                raise ValueError(f"{_short(name)} of parameter {number} is no tensor of shape {tuple(shape)}")
+                raise ValueError(f"{shortened(name)} of parameter {number} is no tensor of shape {tuple(shape)}")
     optimizer.load_state_dict(state)
