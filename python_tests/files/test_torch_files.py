@@ -51,6 +51,7 @@ def archive(value: Any, members: dict[str, bytes] | None = None, compression: in
     with zipfile.ZipFile(out, "w", compression) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name twice
         archive.writestr("a/data.pkl", data.getvalue())
+        archive.writestr("a/version", "3\n")
         archive.writestr("a/byteorder", sys.byteorder)
         archive.writestr("a/data/0", struct.pack("6f", *range(6)))
         archive.writestr("a/data/1", struct.pack("6f", *range(6, 12)))
