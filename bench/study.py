@@ -22,10 +22,11 @@ import torch
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
 from spectral_kernels.files.writing import write_csv, write_text
+from spectral_kernels.training.clock import PARTS
 from spectral_kernels.training.compare import Comparison, RunRecord
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import load
-from spectral_kernels.training.loop import PARTS, Run
+from spectral_kernels.training.loop import Run
 from spectral_kernels.training.progress import Progress
 from spectral_kernels.training.report import bootstrap, first_reach, target_accuracy
 from spectral_kernels.training.settings import read_config
@@ -88,7 +89,7 @@ def run(form: str, strategies: Sequence[str], seeds: Sequence[int], again: bool)
         if again:
             comparison.forget()
         with Progress(config.train, len(names)) as progress:
-            records = comparison.records(progress)
+            records = comparison.records([progress])
         for record in records:
             if record.strategy in missing:
                 write_csv(cell_path(form, record.strategy, seed), cell_rows(record))

@@ -180,9 +180,9 @@ def _train(arguments: argparse.Namespace) -> None:
         (out / "last.ckpt").unlink(missing_ok=True)
     data = _load(config)
     print(f"Training on {data.name} with {config.selection.strategy} batches, writing to {out}", flush=True)
-    with Progress(config.train) as progress, _hint(out), stopped_by_sigterm(progress) as observer:
-        watched = Monitored(out / "monitor.csv", observer) if arguments.monitor else None
-        run = train(config, data, out, watched or observer)
+    watched = Monitored(out / "monitor.csv") if arguments.monitor else None
+    with Progress(config.train) as progress, _hint(out), stopped_by_sigterm() as stopping:
+        run = train(config, data, out, [*([watched] if watched else []), progress, stopping])
     record = run_record(run.config, run.state_dict())
     files = [run.path, *report.write_runs(out, [record])]
     print(f"\n{report.run_table(record)}\n")
@@ -214,8 +214,8 @@ def _compare(arguments: argparse.Namespace) -> None:
         flush=True,
     )
     began = time.monotonic()
-    with Progress(config.train, runs) as progress, _hint(out), stopped_by_sigterm(progress) as observer:
-        records = comparison.records(observer)
+    with Progress(config.train, runs) as progress, _hint(out), stopped_by_sigterm() as stopping:
+        records = comparison.records([progress, stopping])
     summary = report.summarise(records, config)
     files = report.write(out, records, summary, config, data.name)
     print(f"\n{report.table(summary, config, data.name)}\n")

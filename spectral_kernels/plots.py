@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
+from spectral_kernels.training.clock import PARTS
 from spectral_kernels.training.compare import RunRecord
 from spectral_kernels.training.config import Config
-from spectral_kernels.training.loop import PARTS
 from spectral_kernels.training.report import StrategySummary, Summary, budget
 
 PART_COLOURS = {"selection": "#222222", "data": "#8C8C8C", "compute": "#D4D4D4"}  # colours mean strategies

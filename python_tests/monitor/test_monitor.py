@@ -15,7 +15,7 @@ from spectral_kernels.monitor import lightning_callback, plots, spectrum_monitor
 from spectral_kernels.monitor.log import COLUMNS
 from spectral_kernels.monitor.signatures import exploding_variance
 from spectral_kernels.training.data import load
-from spectral_kernels.training.loop import Observer, Run
+from spectral_kernels.training.loop import Run
 from spectral_kernels.training.monitoring import Monitored
 from spectral_kernels.training.settings import read_config
 
@@ -29,11 +29,11 @@ PROVOKED = {
 
 def watch(path: Path, overrides: list[str], steps: int) -> tuple[Run, Monitored, list[str]]:
     config = read_config("tiny", [f"train.steps={steps}", "selection.strategy=random", *overrides])
-    run, watched = Run(config, load("digits")), Monitored(path / "monitor.csv", Observer(), every=10)
+    run, watched = Run(config, load("digits")), Monitored(path / "monitor.csv", every=10)
     watched.opened(run)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", sk.SpectrumWarning)
-        run.advance(steps, watched)
+        run.advance(steps, [watched])
     return run, watched, [str(one.message) for one in caught if one.category is sk.SpectrumWarning]
 
 
@@ -61,7 +61,7 @@ def test_exploding_variance(tmp_path: Path) -> None:
     for group in run.optimizer.param_groups:
         group["weight_decay"] = 2.0
     with pytest.warns(sk.SpectrumWarning, match="exploding variance: the gradient norm of the last 20 steps"):
-        run.advance(160, watched)
+        run.advance(160, [watched])
 
 
 def test_exploding_variance_needs_a_past() -> None:

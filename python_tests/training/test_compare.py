@@ -12,11 +12,14 @@ from training_helpers import blobs, settings
 
 from spectral_kernels import plots
 from spectral_kernels.training import compare, report
+from spectral_kernels.training.callbacks import Callback
 from spectral_kernels.training.checkpoint import CheckpointError
+from spectral_kernels.training.clock import PARTS
 from spectral_kernels.training.compare import Comparison, RunRecord
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.evaluate import METRICS
-from spectral_kernels.training.loop import PARTS, STEP_COLUMNS, Run
+from spectral_kernels.training.loop import Run
+from spectral_kernels.training.run_state import STEP_COLUMNS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the memory bank is cold")
 
@@ -29,7 +32,7 @@ def small() -> Config:
     )
 
 
-class Log(compare.Observer):
+class Log(Callback):
     """What happened, in order; `stop` raises at a step of a run."""
 
     def __init__(self, stop: tuple[str, int, int] | None = None) -> None:
@@ -63,7 +66,7 @@ def test_runs_take_turns(
 ) -> None:
     monkeypatch.setattr(compare, "TURN", turn)
     log = Log()
-    records = Comparison(small(), blobs(), tmp_path).records(log)
+    records = Comparison(small(), blobs(), tmp_path).records([log])
     assert [(record.strategy, record.seed) for record in records] == [
         (name, seed) for seed in (0, 1) for name in small().compare.strategies
     ]
@@ -86,16 +89,16 @@ def test_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     config, data = small(), blobs()
     whole = Comparison(config, data, tmp_path / "whole").records()
     with pytest.raises(KeyboardInterrupt):
-        Comparison(config, data, tmp_path / "parts").records(Log(stop=("greedy-4", 1, 3)))
+        Comparison(config, data, tmp_path / "parts").records([Log(stop=("greedy-4", 1, 3))])
     log = Log()
-    parts = Comparison(config, data, tmp_path / "parts").records(log)
+    parts = Comparison(config, data, tmp_path / "parts").records([log])
     assert log.read == [("random", 0), ("pool-balanced", 0), ("greedy-4", 0), ("pool-balanced", 1)]
     assert log.opened_at == [("greedy-4", 1, 2), ("random", 1, 2)]
     assert log.steps == [("greedy-4", 1, 3), ("greedy-4", 1, 4), ("random", 1, 3), ("random", 1, 4)]
     assert without_clock(parts) == without_clock(whole)
 
     read_again = Log()
-    again = Comparison(config, data, tmp_path / "parts").records(read_again)
+    again = Comparison(config, data, tmp_path / "parts").records([read_again])
     assert repr(again) == repr(parts)  # to the clock's last digit; NaN equals NaN in text only
     assert read_again.steps == []
     assert len(read_again.read) == 6
@@ -111,7 +114,7 @@ def test_fresh_and_other_settings(tmp_path: Path) -> None:
     fresh = Comparison(other, data, tmp_path)
     fresh.forget()
     log = Log()
-    fresh.records(log)
+    fresh.records([log])
     assert len(log.steps) == 4
 
 
@@ -120,7 +123,7 @@ def test_more_strategies_later(tmp_path: Path) -> None:
     config, data = small(), blobs()
     Comparison(replace(config, compare=replace(config.compare, strategies=("random",))), data, tmp_path).records()
     log = Log()
-    Comparison(config, data, tmp_path).records(log)
+    Comparison(config, data, tmp_path).records([log])
     assert log.read == [("random", 0), ("random", 1)]
     assert {name for name, _, _ in log.steps} == {"pool-balanced", "greedy-4"}
 

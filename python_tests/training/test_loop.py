@@ -14,10 +14,14 @@ from torch.nn import functional
 from training_helpers import blobs, settings
 
 from spectral_kernels.training import checkpoint
+from spectral_kernels.training.callbacks import Callback
 from spectral_kernels.training.checkpoint import CheckpointError
+from spectral_kernels.training.clock import PARTS
 from spectral_kernels.training.config import Config, OptimizerConfig
 from spectral_kernels.training.data import load
-from spectral_kernels.training.loop import PARTS, STEP_COLUMNS, Observer, Run, derive_seed, train
+from spectral_kernels.training.loop import Run, train
+from spectral_kernels.training.run_state import STEP_COLUMNS
+from spectral_kernels.training.samplers import derive_seed
 from spectral_kernels.training.settings import read_config
 from spectral_kernels.training.simclr import Diverged, SimCLR, forward_loss, learning_rate, make_optimizer
 
@@ -56,7 +60,7 @@ class Killed(BaseException):
     pass
 
 
-class KillAt(Observer):
+class KillAt(Callback):
     def __init__(self, step: int) -> None:
         self.at = step
 
@@ -78,7 +82,7 @@ def test_resume_is_bit_identical(strategy: str, optimizer: str, tmp_path: Path) 
     config = with_strategy(strategy, optimizer={"name": optimizer, "lr": 0.02})
     whole = train(config, data, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(config, data, tmp_path / "parts", KillAt(4))
+        train(config, data, tmp_path / "parts", [KillAt(4)])
     torch.manual_seed(123)  # the global generator must not matter
     resumed = train(config, data, tmp_path / "parts")
     assert [row["step"] for row in resumed.evaluations] == [0, 3, 6]
@@ -140,7 +144,7 @@ def test_overlapped_selection(strategy: str, tmp_path: Path) -> None:
     config = with_strategy(strategy, selection={"overlap": True}, train=steps)
     whole = train(config, data, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(config, data, tmp_path / "parts", KillAt(5))
+        train(config, data, tmp_path / "parts", [KillAt(5)])
     assert_same(state_of(whole), state_of(train(config, data, tmp_path / "parts")))
     plain = train(with_strategy(strategy, train=steps), data)
     losses = [[row[0] for row in run.steps] for run in (whole, plain)]
@@ -158,7 +162,7 @@ def test_resume_without_replacement(strategy: str, tmp_path: Path) -> None:
     config = replace(config, evaluate=replace(config.evaluate, every=100))
     whole = train(config, data)
     with pytest.raises(Killed):
-        train(config, data, tmp_path, KillAt(9))
+        train(config, data, tmp_path, [KillAt(9)])
     assert_same(state_of(whole), state_of(train(config, data, tmp_path)))
 
 
@@ -282,22 +286,22 @@ def test_derived_seeds_differ() -> None:
 def test_divergence_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     data, config = blobs(), settings()
 
-    class Poison(Observer):
+    class Poison(Callback):
         def step(self, run: Run) -> None:
             if run.step == 4:
                 with torch.no_grad():
                     next(run.model.parameters()).fill_(torch.nan)
 
     with pytest.raises(Diverged, match=r"training diverged at step 4: a projection is NaN or Inf; .*last\.ckpt"):
-        train(config, data, tmp_path, Poison())
+        train(config, data, tmp_path, [Poison()])
     kept = Run(config, data, tmp_path)
     assert kept.step == 3
     with pytest.raises(
         Diverged, match=r"last\.ckpt, and goes on to the same end with the same settings\. Try a smaller"
     ):
-        train(config, data, tmp_path, Poison())
+        train(config, data, tmp_path, [Poison()])
     with pytest.raises(Diverged, match=r"projection is NaN or Inf; try a smaller optimizer\.lr"):
-        train(config, data, None, Poison())
+        train(config, data, None, [Poison()])
     assert all(parameter.isfinite().all() for parameter in kept.model.parameters())
 
 

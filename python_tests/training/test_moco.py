@@ -59,7 +59,7 @@ def test_resume_is_bit_identical(strategy: str, tmp_path: Path) -> None:
     data = blobs()
     whole = train(config, data, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(config, data, tmp_path / "parts", KillAt(4))
+        train(config, data, tmp_path / "parts", [KillAt(4)])
     assert_same(state_of(whole), state_of(train(config, data, tmp_path / "parts")))
     assert isinstance(whole.model, MoCo) and int(whole.model.cursor) > 0
 

@@ -109,7 +109,8 @@ def check_config(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any
     for name in sorted(old.keys() | new.keys(), key=str):
         if not str(name).startswith(FREE) and old.get(name) != new.get(name):
             raise CheckpointError(
-                path, f"is of another run: {name} is {shortened(old.get(name))} there and {shortened(new.get(name))} here"
+                path,
+                f"is of another run: {name} is {shortened(old.get(name))} there and {shortened(new.get(name))} here",
             )
 
 

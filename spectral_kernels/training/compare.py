@@ -1,16 +1,18 @@
 """`spectral-kernels compare`: strategies × seeds on one budget, run side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spectral_kernels.files import lock
-from spectral_kernels.training import loop
+from spectral_kernels.training import run_state
 from spectral_kernels.training.augment import Normalize
+from spectral_kernels.training.callbacks import Callback
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import ImageData
 from spectral_kernels.training.evaluate import Evaluator
-from spectral_kernels.training.loop import STEP_COLUMNS, Run, pick_device, read_state
+from spectral_kernels.training.loop import Run, pick_device
 
 TURN = 10  # steps that a run makes before the next one's turn
 
@@ -19,20 +21,13 @@ TURN = 10  # steps that a run makes before the next one's turn
 class RunRecord:
     """What is kept of a finished run.
 
-    steps: one dict a step, by the names in `loop.STEP_COLUMNS`. evaluations: as in `Run`.
+    steps: one dict a step, by the names in `run_state.STEP_COLUMNS`. evaluations: as in `Run`.
     """
 
     strategy: str
     seed: int
     steps: list[dict[str, float]]
     evaluations: list[dict[str, float]]
-
-
-class Observer(loop.Observer):
-    """Is told what the runs of a comparison do; this one ignores it."""
-
-    def skipped(self, record: RunRecord) -> None:
-        """A run was finished before."""
 
 
 def run_config(config: Config, strategy: str, seed: int) -> Config:
@@ -82,9 +77,8 @@ class Comparison:
         self._lock = None if folder is None else lock.hold(folder)
         self._shared: dict[str, Any] = {}
 
-    def records(self, observer: Observer | None = None) -> list[RunRecord]:
+    def records(self, callbacks: Sequence[Callback] = ()) -> list[RunRecord]:
         """Run what is missing; the records of all runs, seed by seed."""
-        observer = observer or Observer()
         names, found = self.config.compare.strategies, {}
         for place, seed in enumerate(self.config.compare.seeds):
             shift = place % len(names)
@@ -95,8 +89,9 @@ class Comparison:
                     missing.append(name)
                 else:
                     found[name, seed] = record
-                    observer.skipped(record)
-            for run in self._take_turns(missing, seed, observer):
+                    for callback in callbacks:
+                        callback.skipped(record)
+            for run in self._take_turns(missing, seed, callbacks):
                 found[run.strategy.name, seed] = run_record(run.config, run.state_dict())
         return [found[name, seed] for seed in self.config.compare.seeds for name in names]
 
@@ -107,10 +102,11 @@ class Comparison:
                 if (folder := self._folder(name, seed)) is not None:
                     (folder / "last.ckpt").unlink(missing_ok=True)
 
-    def _take_turns(self, names: list[str], seed: int, observer: Observer) -> list[Run]:
+    def _take_turns(self, names: list[str], seed: int, callbacks: Sequence[Callback]) -> list[Run]:
         runs = [self._open(name, seed) for name in names]
         for run in runs:
-            observer.opened(run)
+            for callback in callbacks:
+                callback.opened(run)
             if not run.evaluations and runs[0].evaluations:  # one start, one evaluation of it
                 run.evaluations.append(dict(runs[0].evaluations[0]))
             elif not run.evaluations:
@@ -118,8 +114,9 @@ class Comparison:
             run.warm_up()
         while unfinished := [run for run in runs if not run.finished]:
             run = min(unfinished, key=lambda run: run.progress)
-            if run.turn(observer, TURN):
-                observer.evaluated(run)
+            if run.turn(callbacks, TURN):
+                for callback in callbacks:
+                    callback.evaluated(run)
         return runs
 
     def _folder(self, name: str, seed: int) -> Path | None:
@@ -139,11 +136,11 @@ class Comparison:
         if path is None or not path.exists():
             return None
         config = run_config(self.config, name, seed)
-        state = read_state(path, config, self.data)
+        state = run_state.read(path, config, self.data)
         return run_record(config, state) if state["finished"] else None
 
 
 def run_record(config: Config, state: dict[str, Any]) -> RunRecord:
     """The record of a run from its settings and `Run.state_dict`."""
-    steps = [dict(zip(STEP_COLUMNS, row, strict=True)) for row in state["steps"].tolist()]
+    steps = [dict(zip(run_state.STEP_COLUMNS, row, strict=True)) for row in state["steps"].tolist()]
     return RunRecord(config.selection.strategy, config.train.seed, steps, state["evaluations"])

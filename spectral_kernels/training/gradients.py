@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import spectral_kernels as sk
-from spectral_kernels.training import loop
+from spectral_kernels.training.callbacks import Callback
 from spectral_kernels.training.loop import Run
 
 STEPS = 50  # the paper's variance is over 50 steps
@@ -82,7 +82,7 @@ def at_fixed_parameters(run: Run, method: str = "cholesky") -> Comparison:
     return Comparison("fixed", run.step, *measured)
 
 
-class _Window(loop.Observer):
+class _Window(Callback):
     """Gradients of consecutive steps, while the parameters move."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ def along_training(plain: Run, whitened: Run) -> Comparison:
     measured, step = [], plain.step
     for run in (plain, whitened):
         window = _Window()
-        run.advance(run.step + STEPS, window)
+        run.advance(run.step + STEPS, [window])
         measured.append(window.measured())
     return Comparison("along", step, *measured)
 

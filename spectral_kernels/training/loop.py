@@ -1,9 +1,6 @@
 """The training loop: pool → selector → views → encoder → loss → step → bank (`Run.advance`)."""
 
-import hashlib
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,23 +9,19 @@ import torch
 from torch import Tensor
 
 import spectral_kernels as sk
-from spectral_kernels import checks
 from spectral_kernels.files import lock
 from spectral_kernels.files.writing import sweep
-from spectral_kernels.selection import (
-    GreedyBatchSampler,
-    LiveBatchSampler,
-    MemoryBank,
-    PoolBatchSampler,
-    RandomBatchSampler,
-)
-from spectral_kernels.training import checkpoint
+from spectral_kernels.selection import MemoryBank
+from spectral_kernels.training import checkpoint, run_state
 from spectral_kernels.training.ahead import Ahead, Chosen
 from spectral_kernels.training.augment import Augment, Normalize
-from spectral_kernels.training.config import Config, Strategy
+from spectral_kernels.training.callbacks import Callback
+from spectral_kernels.training.clock import PARTS, Clock
+from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import ImageData, training_pool
-from spectral_kernels.training.evaluate import METRICS, Evaluator
+from spectral_kernels.training.evaluate import Evaluator
 from spectral_kernels.training.moco import MoCo, forward_moco
+from spectral_kernels.training.samplers import derive_seed, make_sampler
 from spectral_kernels.training.simclr import (
     Diverged,
     Forward,
@@ -37,20 +30,6 @@ from spectral_kernels.training.simclr import (
     learning_rate,
     make_optimizer,
 )
-
-PARTS = ("selection", "data", "compute")  # of a step's wall-clock
-STEP_COLUMNS = ("loss", "effective_rank", "chosen", *PARTS)
-CHECKPOINT_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "config": dict, "data": str, "finished": bool, "step": int, "seconds": dict, "steps": Tensor, "evaluations": list,
-    "model": dict, "optimizer": dict, "generator": Tensor, "sampler": dict, "pending": (tuple, type(None)),
-    "bank": (dict, type(None)),
-}  # fmt: skip
-
-
-def derive_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that no two streams share their numbers."""
-    digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def pick_device(name: str) -> torch.device:
@@ -71,38 +50,6 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-class Observer:
-    """Is told what runs do; this one ignores it."""
-
-    def opened(self, run: "Run") -> None:
-        """A run is about to start, or to go on."""
-
-    def step(self, run: "Run") -> None:
-        """A run made a step."""
-
-    def evaluated(self, run: "Run") -> None:
-        """A run was evaluated."""
-
-
-class Clock:
-    """Splits a step's wall-clock; waits for the device at each split, so that work is booked where it was
-    asked for.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._wait = torch.cuda.synchronize if device.type == "cuda" else None
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._last = time.perf_counter()
-
-    def split(self, part: str) -> None:
-        """Book the time since the last split under `part`."""
-        if self._wait is not None:
-            self._wait()
-        now = time.perf_counter()
-        self.seconds[part] += now - self._last
-        self._last = now
-
-
 class Run:
     """One training run: everything that changes while it trains, and how to put that on disk and back.
 
@@ -118,7 +65,7 @@ class Run:
 
     Attributes:
         step: steps done. seconds: training wall-clock by part (`PARTS`), evaluation excluded.
-        steps: one row a step of `STEP_COLUMNS` (seconds; effective rank NaN where not measured;
+        steps: one row a step of `run_state.STEP_COLUMNS` (seconds; effective rank NaN where not measured;
             chosen 1 where the strategy chose the batch, 0 where it was random).
         last: what the newest step computed; None before the first one.
         evaluations: one dict an evaluation: step, seconds, and accuracies by the names in `evaluate.METRICS`.
@@ -148,7 +95,7 @@ class Run:
         self.pool, _ = training_pool(
             data, long_tail=config.data.long_tail, duplicates=config.data.duplicates, seed=pool_seed
         )
-        self._data = data
+        self.data = data
         normalize = Normalize(data.train_images) if normalize is None else normalize
         self.evaluator = Evaluator(data, config.evaluate, normalize) if evaluator is None else evaluator
         self.augment = Augment(config.augment, normalize, channels_last=train.channels_last)
@@ -163,10 +110,10 @@ class Run:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.steps: list[list[float]] = []
         self.evaluations: list[dict[str, float]] = []
-        self._batches = self._iterate()
-        self._ahead = Ahead(self._choose, self.device)
+        self.ahead = Ahead(self._choose, self.device)
+        self.begin()
         if self.path is not None and self.path.exists():
-            self.load(self.path)
+            run_state.take_up(self, self.path)
 
     def _make_model(self, channels: int) -> SimCLR:
         with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: leave it as it was
@@ -190,6 +137,10 @@ class Run:
             )
         return MoCo(config.model, config.moco, channels)
 
+    def begin(self) -> None:
+        """Batches come from where the sampler stands now."""
+        self._batches = self._iterate()
+
     def _iterate(self) -> Iterator[list[int]]:
         for epoch in count(self.sampler.epoch):
             self.sampler.set_epoch(epoch)
@@ -210,7 +161,7 @@ class Run:
 
     # --- training
 
-    def advance(self, until: int, observer: Observer | None = None) -> None:
+    def advance(self, until: int, callbacks: Sequence[Callback] = ()) -> None:
         """Train until `until` steps are done or the budget is spent.
 
         One step is pool → selector → views → encoder → loss → step → bank.
@@ -223,9 +174,9 @@ class Run:
         self.model.train()
         while self.step < until and not self.done:
             clock = Clock(self.device)
-            chosen = self._ahead.take()
+            chosen = self.ahead.take()
             if overlap:  # from the bank as it is now
-                self._ahead.start()
+                self.ahead.start()
             clock.split("selection")
 
             indices = torch.tensor(chosen.rows, device=self.device)
@@ -244,15 +195,15 @@ class Run:
             clock.split("compute")
 
             if self.strategy.kind != "random":
-                self._ahead.settle()
+                self.ahead.settle()
                 self.bank.update(indices, self.last.embeddings)
                 clock.split("selection")
 
             self._record(self.last, clock, chosen.selected)
             if self.step % train.checkpoint_every == 0:
                 self.save()
-            if observer is not None:
-                observer.step(self)
+            for callback in callbacks:
+                callback.step(self)
 
     def _forward(self, views: Tensor, *, first: bool) -> Forward:
         try:
@@ -302,7 +253,7 @@ class Run:
         """Whether the budget is spent and the result evaluated."""
         return self.done and bool(self.evaluations) and self.evaluations[-1]["step"] == self.step
 
-    def turn(self, observer: Observer | None = None, steps: int | None = None) -> bool:
+    def turn(self, callbacks: Sequence[Callback] = (), steps: int | None = None) -> bool:
         """Train up to the next evaluation, do it, and save. The first one is of the untrained encoder.
 
         Args:
@@ -314,7 +265,7 @@ class Run:
         due, every = 0, self.config.evaluate.every
         if self.evaluations:
             due = (int(self.evaluations[-1]["step"]) // every + 1) * every
-        self.advance(due if steps is None else min(due, self.step + steps), observer)
+        self.advance(due if steps is None else min(due, self.step + steps), callbacks)
         if self.step < due and not self.done:
             return False
         self.evaluate()
@@ -360,50 +311,8 @@ class Run:
         checkpoint.save(self.path, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load` needs, in tensors and plain types."""
-        return {
-            "config": self.config.to_dict(),
-            "data": identity(self._data),
-            "finished": self.finished,
-            "step": self.step,
-            "seconds": dict(self.seconds),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "sampler": self.sampler.state_dict(),
-            "pending": None if self._ahead.pending is None else tuple(self._ahead.pending),
-            "bank": None if self.strategy.kind == "random" else self.bank.state_dict(),
-            "steps": torch.tensor(self.steps, dtype=torch.float64).reshape(-1, len(STEP_COLUMNS)),
-            "evaluations": [dict(evaluation) for evaluation in self.evaluations],
-        }
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint, bit for bit as if the run had not stopped (given the same number of
-        threads).
-
-        Raises:
-            CheckpointError: unreadable, or of another run; names the file and the field.
-        """
-        state = read_state(path, self.config, self._data)
-        checkpoint.restore(path, "model", state["model"], self.model.load_state_dict)
-        checkpoint.restore(
-            path, "optimizer", state["optimizer"], lambda state: checkpoint.load_optimizer(self.optimizer, state)
-        )
-        checkpoint.restore(path, "generator", state["generator"], self.generator.set_state)
-        checkpoint.restore(path, "sampler", state["sampler"], self.sampler.load_state_dict)
-        if self.strategy.kind != "random":
-            checkpoint.restore(path, "bank", state["bank"], self.bank.load_state_dict)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.steps, self.evaluations = state["steps"].tolist(), state["evaluations"]
-        self._batches = self._iterate()
-        checkpoint.restore(path, "pending", state["pending"], self._set_pending)
-
-    def _set_pending(self, pending: Any) -> None:
-        self._ahead.pending = None
-        if pending is not None:
-            rows, selected = pending
-            checks.row_indices(torch.tensor(rows), "its rows", len(self.pool), 1)
-            self._ahead.pending = Chosen(list(rows), bool(selected))
+        """All of the run, in tensors and plain types."""
+        return run_state.state_of(self)
 
     def _diverged(self, reason: str) -> Diverged:
         advice = "Try a smaller optimizer.lr, a longer optimizer.warmup or a larger train.temperature"
@@ -415,83 +324,11 @@ class Run:
         return Diverged(f"training diverged at step {self.step}: {reason}; {advice[0].lower()}{advice[1:]}")
 
 
-def identity(data: ImageData) -> str:
-    """What tells one data set from another, for checkpoints."""
-    return f"{data.name} {'x'.join(map(str, data.train_images.shape))}"
-
-
-def read_state(path: Path, config: Config, data: ImageData) -> dict[str, Any]:
-    """Read the checkpoint of a run with these settings on this data.
-
-    Raises:
-        CheckpointError: unreadable, or of another run; names the file and the field.
-    """
-    state = checkpoint.load(path, CHECKPOINT_FIELDS)
-    checkpoint.check_config(path, state["config"], config.to_dict())
-    if state["data"] != identity(data):
-        raise checkpoint.CheckpointError(
-            path, f"is of another run: data is {state['data'][:100]!r} there and {identity(data)!r} here"
-        )
-    checkpoint.restore(path, "steps", state, _check_record)
-    return state
-
-
-def _check_record(state: dict[str, Any]) -> None:
-    """Raise for what a run does not write: ValueError, KeyError, TypeError."""
-    step, steps, seconds = state["step"], state["steps"], state["seconds"]
-    if step < 0 or steps.shape != (step, len(STEP_COLUMNS)) or steps.dtype != torch.float64:
-        raise ValueError(f"{step} steps, recorded as {tuple(steps.shape)} {steps.dtype}")
-    if seconds.keys() != set(PARTS) or any(
-        type(one) is not float or not 0 <= one < math.inf for one in seconds.values()
-    ):
-        raise ValueError(f"seconds are {seconds}")
-    for evaluation in state["evaluations"]:
-        if any(type(value) not in (int, float) for value in evaluation.values()):
-            raise ValueError(f"an evaluation of {evaluation}")
-        if evaluation.keys() != {"step", "seconds", *METRICS}:
-            raise ValueError(f"an evaluation with {list(evaluation)}")
-
-
-def make_sampler(
-    strategy: Strategy, bank: MemoryBank, config: Config, embed: Callable[[Tensor], Tensor]
-) -> RandomBatchSampler | PoolBatchSampler | GreedyBatchSampler | LiveBatchSampler:
-    """The batch sampler of a strategy; `embed` makes embeddings of rows for a live pool."""
-    selection, size = config.selection, config.train.batch_size
-    seed = derive_seed(config.train.seed, "sampler")
-    if strategy.kind == "random":
-        return RandomBatchSampler(bank, size, seed=seed)
-    window = selection.window if strategy.window else None
-    if strategy.kind == "pool":
-        return PoolBatchSampler(
-            bank,
-            size,
-            draws=selection.draws,
-            policy=strategy.policy,
-            window=window,
-            min_seen=selection.min_seen,
-            replacement=selection.replacement,
-            seed=seed,
-        )
-    if strategy.kind == "live":
-        return LiveBatchSampler(
-            bank, size, embed, pool=selection.live_pool, candidates=strategy.candidates, window=window, seed=seed
-        )
-    return GreedyBatchSampler(
-        bank,
-        size,
-        candidates=strategy.candidates,
-        window=window,
-        min_seen=selection.min_seen,
-        replacement=selection.replacement,
-        seed=seed,
-    )
-
-
 def train(
     config: Config,
     data: ImageData,
     folder: Path | None = None,
-    observer: Observer | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train one run to the end of its budget, evaluating on the way; goes on where `last.ckpt` in `folder`
     stopped.
@@ -502,12 +339,13 @@ def train(
     Raises:
         What `Run` and `Run.advance` raise.
     """
-    observer = observer or Observer()
     run = Run(config, data, folder)
-    observer.opened(run)
+    for callback in callbacks:
+        callback.opened(run)
     if not run.finished:
         run.warm_up()
     while not run.finished:
-        run.turn(observer)
-        observer.evaluated(run)
+        run.turn(callbacks)
+        for callback in callbacks:
+            callback.evaluated(run)
     return run

@@ -5,12 +5,13 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from spectral_kernels.training.compare import Observer, RunRecord
+from spectral_kernels.training.callbacks import Callback
+from spectral_kernels.training.compare import RunRecord
 from spectral_kernels.training.config import TrainConfig
 from spectral_kernels.training.loop import Run
 
 
-class Progress(Observer):
+class Progress(Callback):
     """Shows the progress of `runs` runs on one budget; a context manager.
 
     Args:

@@ -15,10 +15,10 @@ import torch
 
 import spectral_kernels
 from spectral_kernels.files.writing import write_csv, write_json
+from spectral_kernels.training.clock import PARTS
 from spectral_kernels.training.compare import RunRecord
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.evaluate import METRICS
-from spectral_kernels.training.loop import PARTS
 
 FEW_SEEDS = 5
 
