@@ -10,6 +10,7 @@ import torch
 from training_helpers import blobs
 
 from spectral_kernels.training import data
+from spectral_kernels.training.optional import require
 
 
 def idx(array: torch.Tensor) -> bytes:
@@ -166,7 +167,7 @@ def test_unknown_names() -> None:
 
 def test_missing_package_names_the_extra() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"a test needs no_such, .*spectral_kernels\[train\]"):
-        data.require("no_such.module", "a test")
+        require("no_such.module", "a test")
 
 
 def test_long_tail() -> None:

@@ -13,6 +13,9 @@ from torch import Tensor
 from spectral_kernels import checks
 from spectral_kernels.files.idx import read_idx
 from spectral_kernels.files.reading import shown
+from spectral_kernels.training import cifar
+from spectral_kernels.training.folder import imagenet100_classes, list_files, read_folder
+from spectral_kernels.training.optional import require
 
 NAMES = ("fashion_mnist", "digits", "cifar10", "imagenet100", "folder")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -105,21 +108,6 @@ def load(
         return _digits()
 
 
-def require(module: str, what: str, package: str | None = None) -> Any:
-    """Import an optional module, or say which extra brings it.
-
-    Raises:
-        ModuleNotFoundError: `module` is not installed; the message names the command that installs it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{what} needs {package or module.partition('.')[0]}, which is not installed: "
-            "pip install 'spectral_kernels[train]'"
-        ) from error
-
-
 def _digits() -> ImageData:
     bundle = require("sklearn.datasets", "the data set 'digits'", "scikit-learn").load_digits()
     images = torch.as_tensor(bundle.images, dtype=torch.float64)
@@ -134,8 +122,6 @@ def _digits() -> ImageData:
 
 
 def _cifar10(root: str | Path | None) -> ImageData:
-    from spectral_kernels.training import cifar
-
     variable = os.environ.get("SPECTRAL_KERNELS_DATA")
     roots = [Path(root)] if root is not None else [*([Path(variable)] if variable else []), Path("data")]
     folder = next((found for place in roots if (found := cifar.cifar_folder(place)) is not None), None)
@@ -149,20 +135,16 @@ def _cifar10(root: str | Path | None) -> ImageData:
 
 
 def _class_folders(name: str, root: str | Path | None, size: int, corrupt: str, workers: int | None) -> ImageData:
-    from spectral_kernels.training import folder
-
     if root is None:
         raise ValueError(f"data.name = {name} needs data.root, a folder that holds train and val")
     variable = os.environ.get("SPECTRAL_KERNELS_CACHE")
     cache = Path(variable) if variable else Path(root) / ".spectral_kernels"
-    classes = folder.imagenet100_classes() if name == "imagenet100" else None
+    classes = imagenet100_classes() if name == "imagenet100" else None
     parts = []
     for split in ("train", "val"):
         try:
             parts.append(
-                folder.read_folder(
-                    Path(root) / split, cache, size=size, classes=classes, corrupt=corrupt, workers=workers
-                )
+                read_folder(Path(root) / split, cache, size=size, classes=classes, corrupt=corrupt, workers=workers)
             )
         except FileNotFoundError as error:
             raise DataNotFound(str(error)) from None
@@ -174,10 +156,8 @@ def _class_folders(name: str, root: str | Path | None, size: int, corrupt: str, 
 
 
 def _no_others(root: Path, classes: tuple[str, ...]) -> None:
-    from spectral_kernels.training import folder
-
     if root.is_dir():
-        others = [name for name in folder.list_files(root)[2] if name not in classes]
+        others = [name for name in list_files(root)[2] if name not in classes]
         if others:
             raise ValueError(f"{shown(root)} holds classes that train has not: {', '.join(map(shown, others[:5]))}")
 

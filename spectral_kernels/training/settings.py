@@ -15,7 +15,7 @@ from spectral_kernels.files.reading import FileError, read_text, shown
 from spectral_kernels.files.yaml_text import LIMIT, from_yaml
 from spectral_kernels.training.augment import DEFAULTS, AugmentConfig
 from spectral_kernels.training.config import Config, flat
-from spectral_kernels.training.data import require
+from spectral_kernels.training.optional import require
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
