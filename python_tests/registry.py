@@ -172,6 +172,9 @@ def _cases() -> list[Case]:
             label = f"{middle}-{method}"
             add("whiten", label, lambda z, m=method, c=center: (z, m, 0.05, c), gradients=(0,))
             add("whiten_backward", label, lambda z, m=method, c=center: _whiten_backward(z, m, c))
+    for normalize in (False, True):
+        label = "unit" if normalize else "asis"
+        add("coding_rate", label, lambda z, u=normalize: (z, torch.tensor(0.5).double(), u), gradients=(0,))
     add("info_nce", "batch", lambda z: _info_nce(z, False), gradients=(0, 1), least=2)
     add("info_nce", "queue", lambda z: _info_nce(z, True), gradients=(0, 1, 2), least=2)
     add("info_nce_backward", "batch", lambda z: _info_nce_backward(z, False), least=2)

@@ -7,6 +7,7 @@ from spectral_kernels.inspection.diagnosis import diagnose
 from spectral_kernels.modules import InfoNCELoss, NTXentLoss, Whitening
 from spectral_kernels.monitor import SpectrumMonitor, SpectrumWarning
 from spectral_kernels.ops._selection import Selection
+from spectral_kernels.ops.coding_rate import coding_rate
 from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank, rankme
 from spectral_kernels.ops.effective_rank.error import effective_rank_error
@@ -44,6 +45,7 @@ __all__ = [
     "Whitening",
     "batch_effective_rank",
     "check",
+    "coding_rate",
     "covariance",
     "diagnose",
     "effective_rank",

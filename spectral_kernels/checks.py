@@ -217,4 +217,7 @@ def shortened(value: Any) -> str:
     """A value for a line of text, whatever it is."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"a number of {value.bit_length()} bits"
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number in it has too many digits
+        return f"a {type(value).__name__} of numbers with thousands of digits"

@@ -15,7 +15,7 @@ import spectral_kernels
 from spectral_kernels import plots
 from spectral_kernels.commands import band, inspect, variance
 from spectral_kernels.files import lock
-from spectral_kernels.files.reading import shown
+from spectral_kernels.files.reading import printable, shown
 from spectral_kernels.files.writing import sweep
 from spectral_kernels.monitor import plots as monitor_plots
 from spectral_kernels.monitor.log import spectrum_path
@@ -124,7 +124,7 @@ def _failed(arguments: argparse.Namespace, reason: str, error: Exception) -> int
         raise error
     text = " ".join(reason.split())
     text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
-    print(f"spectral-kernels: error: {text}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    print(f"spectral-kernels: error: {printable(text)}", file=sys.stderr)
     return 1
 
 
@@ -198,7 +198,7 @@ def _monitor_files(watched: Monitored) -> list[Path]:
     try:
         files.append(monitor_plots.monitor(watched.path))
     except (ModuleNotFoundError, ValueError) as error:  # the figures are there all the same
-        print(f"No picture of the monitor: {error}")
+        print(f"No picture of the monitor: {printable(str(error))}")
     return files
 
 

@@ -63,7 +63,7 @@ def _contiguous(result: Any) -> Any:
     return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()
 
 
-def _as_tensor(value: float | list[float] | Tensor | None) -> Tensor | None:
+def as_tensor(value: float | list[float] | Tensor | None) -> Tensor | None:
     """A number, or a pair, as the float64 tensor on the CPU that schemas have for it.
 
     As a number Dynamo would compile a graph for each of its values; multiplied it is part of the graph.
@@ -78,7 +78,7 @@ def _as_tensor(value: float | list[float] | Tensor | None) -> Tensor | None:
 
 
 def _as_number(value: float | list[float] | Tensor | None) -> Any:
-    """The number, or the pair as a list, of what `_as_tensor` made."""
+    """The number, or the pair as a list, of what `as_tensor` made."""
     return value.tolist() if isinstance(value, Tensor) else value
 
 
@@ -102,7 +102,7 @@ def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool, numbers: tuple
     at_once = ("cpp", "triton", "cuda") if cpp else ("triton", "cuda")
 
     def registered(*arguments: Any) -> Any:
-        return found(*_converted(arguments, numbers, _as_tensor))
+        return found(*_converted(arguments, numbers, as_tensor))
 
     def call(*arguments: Any) -> Any:
         nonlocal library
@@ -141,7 +141,7 @@ def define(
 
     Args:
         schema: without the trailing `str backend`, which is added here. A `Tensor temperature`, `Tensor shrinkage` or
-            `Tensor? window` is a number or a pair (`_as_tensor`): implementations get it as such, callers may give it so.
+            `Tensor? window` is a number or a pair (`as_tensor`): implementations get it as such, callers may give it so.
         room: folder under `ops/`.
         fake: shapes and dtypes from the schema's arguments (without `backend`).
         check: reads the arguments of a CPU call for NaN and Inf, for the reference; kernels look for themselves as they
@@ -296,6 +296,20 @@ def differentiate(
         return below(keyset, inputs)
 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def composed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Register an op that is made of other ops, under the name of the function that it decorates, less a leading underscore.
+
+    The schema comes from the annotations: tensors, bools, whole numbers and text, and last `backend: str`, which the function
+    hands to the ops inside. A number is a Tensor (`as_tensor`). Shapes, derivatives of any order and the transforms of
+    torch.func are those of its parts.
+    """
+    name = function.__name__.removeprefix("_")
+    LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+    LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+    backends.OPS[name] = ("reference", "cpp", "triton")
+    return overload(name)
 
 
 def overload(name: str) -> Callable[..., Any]:

@@ -250,7 +250,7 @@ def settings_of(path: Path) -> None:
 def log_of(path: Path) -> None:
     log = Log(path)
     log.open(1000)
-    lines = read_csv(path, 2**20)
+    lines = read_csv(path)
     assert lines[0] == list(COLUMNS) and all(len(line) == len(COLUMNS) for line in lines)
 
 

@@ -20,7 +20,7 @@ from spectral_kernels.files.torch_files import read_tensors
 from spectral_kernels.training import cifar
 
 VALUES = [
-    None, True, False, 0, -1, 255, 65536, 2**31, -(2**63), 2**63, 0.5, float("inf"), "", "ä" * 300, b"", b"\xff" * 70_000,
+    None, True, False, 0, -1, 255, 65536, 2**31, -(2**63), 2**63 - 1, 0.5, float("inf"), "", "ä" * 300, b"", b"\xff" * 70_000,
     bytearray(b"ab"), [], (), {}, [1, [2, (3, 4, 5, 6), {"a": None, b"b": [], 3: ()}]], ((1,), (1, 2), (1, 2, 3)),
 ]  # fmt: skip
 
@@ -217,7 +217,7 @@ def test_size_and_depth_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     # each list holds the one before ten times
     lists = b"".join(b"](" + (b"h" + bytes([i])) * 10 + b"e\x94" for i in range(20))
     laughs = read_pickled(b"\x80\x04]\x94" + lists + b".", {})
-    with pytest.raises(NotPlain, match="more than 2000000 values"):
+    with pytest.raises(NotPlain, match="more than 8000000 values"):
         as_tree(laughs, lambda value: value)
     monkeypatch.setattr(pickled, "MOST", 1000)
     with pytest.raises(NotPlain, match="more than 1000 instructions"):
@@ -229,4 +229,4 @@ def test_instructions_are_those_of_the_standard_library() -> None:
     names = {opcode.name for opcode in pickletools.opcodes}
     source = Path(pickled.__file__).read_text(encoding="utf-8")
     used = {word for word in names if f'"{word}"' in source}
-    assert len(used) > 40 and not used & {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX", "NEXT_BUFFER", "PERSID"}
+    assert len(used) > 40 and not used & {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "PERSID"}

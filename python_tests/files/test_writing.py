@@ -138,7 +138,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             assert all(bool((value == found["step"]).all()) for value in found["tensors"].values())
             before = found["step"]
         leftovers += any(name.endswith(".tmp") for name in names(tmp_path))
-    assert leftovers > 10 and before > 100
+    assert leftovers > 10 and before > 20
     held = lock.hold(tmp_path)
     sweep(tmp_path)
     assert names(tmp_path) == [".lock", "last.ckpt"] and held

@@ -180,6 +180,10 @@ BOMBS = {
     "grey.png": png(8192, 8192, 8, 0, bytes(8193 * 8192)),
     "colours.png": png(8192, 8192, 8, 6, bytes((4 * 8192 + 1) * 8192)),
     "deep.png": png(8192, 8192, 16, 6, bytes((8 * 8192 + 1) * 8192)),
+    "grey of 16 bits.png": png(8192, 8192, 16, 0, bytes((2 * 8192 + 1) * 8192)),
+    "grey of 16 bits.ppm": b"P5 8192 8192 65535\n" + bytes(2 * 8192 * 8192),
+    "grey of 16 bits.tif": tiff(np.zeros((8192, 8192), np.uint16), 16, 1, 1),
+    "slow.ppm": b"P6 8192 8192 254\n" + bytes(3 * 8192 * 8192),
     "large.ppm": b"P6 999999999 999999999 255\n",
     "large.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 0, 1, 1, 0, 0),
     "large.tif": tiff(np.zeros((4, 4), np.uint8), 8, 1, 1).replace(
@@ -217,13 +221,61 @@ def test_progressive_jpegs_are_held_to_the_limit(tmp_path: Path, monkeypatch: py
     assert try_decode(path, 8) == (None, "has 300 × 200 pixels, at most 59999 are decoded")
 
 
+def test_a_tile_larger_than_its_picture(tmp_path: Path) -> None:
+    """A TIFF of 16 × 16 pixels in one tile of 640 million; it would be decoded whole."""
+    tags = [
+        (256, 4, 16),
+        (257, 4, 16),
+        (258, 3, 8),
+        (259, 3, 8),
+        (262, 3, 1),
+        (277, 3, 1),
+        (322, 4, 32000),
+        (323, 4, 20000),
+    ]
+    data = zlib.compress(bytes(32000 * 20000 // 100), 9)
+    tags += [(324, 4, 8), (325, 4, len(data))]
+    entries = b"".join(
+        struct.pack("<HHI", tag, form, 1) + struct.pack("<H2x" if form == 3 else "<I", value)
+        for tag, form, value in tags
+    )
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    (tmp_path / "a.tif").write_bytes(start + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert try_decode(tmp_path / "a.tif", 8) == (None, "has 16 × 16 pixels, at most 67108864 are decoded")
+
+
+def test_a_jpeg_of_many_scans(tmp_path: Path) -> None:
+    """Each empty one costs a pass over the picture."""
+    buffer = io.BytesIO()
+    colours().save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    scan = bytes.fromhex("ffda00080101001f3f00") + b"\x00"
+    for count, refused in ((20, False), (200, True)):
+        (tmp_path / "a.jpg").write_bytes(content[:-2] + scan * count + b"\xff\xd9")
+        pixels, reason = try_decode(tmp_path / "a.jpg", 8)
+        assert (reason == "is a progressive JPEG of more than 100 scans") is refused
+
+
+def test_a_compressed_bmp_is_held_to_what_python_decodes(tmp_path: Path) -> None:
+    palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
+    for side, refused in ((64, False), (4096, True)):
+        rows = b"".join(bytes((63, i % 256, 1, 9, 0, 0)) for i in range(side)) + b"\0\1"
+        start = 54 + len(palette)
+        header = struct.pack(
+            "<2sIHHIIiiHHIIiiII", b"BM", start + len(rows), 0, 0, start, 40, side, side, 1, 8, 1, 0, 0, 0, 256, 0
+        )
+        (tmp_path / "a.bmp").write_bytes(header + palette + rows)
+        pixels, reason = try_decode(tmp_path / "a.bmp", 8)
+        assert (pixels is None) is refused and ("at most 4194304 are decoded" in reason) is refused
+
+
 def test_lack_of_memory_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
 
     def none(picture: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pictures, "_to_rgb", none)
+    monkeypatch.setattr(pictures, "_readable", none)
     assert try_decode(tmp_path / "a.png", 8) == (None, "MemoryError")
 
 

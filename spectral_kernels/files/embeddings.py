@@ -1,5 +1,6 @@
 """Embeddings on disk: .npy, .npz, .pt and .safetensors, read where they are wanted."""
 
+import os
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from spectral_kernels.checks import shortened
+from spectral_kernels.files.pickled import Opaque
 from spectral_kernels.files.reading import FileError, first_line, from_json, opened, read_exactly
 from spectral_kernels.files.stored_rows import Place, StoredRows, swapped
 from spectral_kernels.files.torch_files import member_start, read_places
@@ -26,7 +29,7 @@ def open_embeddings(path: str | Path, key: str | None = None) -> StoredRows | Te
     """The (N, d) embeddings of a file; nothing of them is read yet, but where they do not lie row by row or are compressed.
 
     Args:
-        path: .npy; .npz; .pt or .pth (a tensor, or a mapping of names to tensors); .safetensors.
+        path: .npy; .npz; .pt or .pth (a tensor, or a mapping of names to tensors and whatever else); .safetensors.
         key: which tensor of a mapping, .npz or .safetensors file; None: the only one.
 
     Raises:
@@ -58,6 +61,11 @@ def _array(path: Path, file: Any, start: int) -> Place:
         version = formats.read_magic(file)
         if version > (2, 0):  # 3.0 is for names of fields
             raise ValueError(f"version {version} of the format is for records")
+        if version == (2, 0):
+            size = int.from_bytes(file.read(4), "little")
+            if size > 2**16:  # it would be read before its length is looked at
+                raise ValueError(f"a header of {size} bytes")
+            file.seek(-4, 1)
         read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, columns_first, dtype = read(file)
     except Exception as error:  # what is no header ends in errors of any kind
@@ -65,8 +73,8 @@ def _array(path: Path, file: Any, start: int) -> Place:
     kind = dtype.str[1:]
     if kind not in _NUMPY:
         raise FileError(path, f"must be float64, float32 or float16, got {dtype}")
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise FileError(path, f"cannot be read as .npy: its shape is {shape}")
+    if any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
+        raise FileError(path, f"cannot be read as .npy: its shape is {shortened(shape)}")
     strides = [1] * len(shape)
     order = range(1, len(shape)) if columns_first else range(len(shape) - 2, -1, -1)
     for axis in order:
@@ -89,9 +97,15 @@ def _npz(path: Path, key: str | None) -> Place | Tensor:
 def _member(path: Path, key: str | None, file: BinaryIO, archive: zipfile.ZipFile) -> Place | Tensor:
     names = [name.removesuffix(".npy") for name in archive.namelist()]
     entry = archive.getinfo(f"{_pick(path, names, key)}.npy")
+    if entry.compress_size > os.fstat(file.fileno()).st_size:
+        raise FileError(path, f"is truncated: {entry.compress_size} bytes are expected")
     with archive.open(entry) as member:
         if entry.compress_type == zipfile.ZIP_STORED:
-            return _array(path, member, member_start(file, entry))
+            start = member_start(file, entry)
+            place = _array(path, member, start)
+            if place.start - start + place.span > min(entry.file_size, entry.compress_size):
+                raise FileError(path, f"holds {entry.file_size} bytes for an array {place.shape}")
+            return place
         if entry.file_size > RATIO * max(entry.compress_size, 2**20):
             raise FileError(
                 path, f"is compressed by more than {RATIO}: {entry.compress_size} to {entry.file_size} bytes"
@@ -110,7 +124,7 @@ def _member(path: Path, key: str | None, file: BinaryIO, archive: zipfile.ZipFil
 
 
 def _pt(path: Path, key: str | None) -> Place:
-    found = read_places(path)
+    found = read_places(path, lenient=True)
     if isinstance(found, Mapping):
         names = [name for name, value in found.items() if isinstance(value, Place) and isinstance(name, str)]
         found = found[_pick(path, names, key)]
@@ -119,7 +133,8 @@ def _pt(path: Path, key: str | None) -> Place:
             path, f"holds one {'tensor' if isinstance(found, Place) else type(found).__name__}, no key {key!r}"
         )
     if not isinstance(found, Place):
-        raise FileError(path, f"must hold a tensor, got {type(found).__name__}")
+        what = f"what {found.name} makes" if isinstance(found, Opaque) else type(found).__name__
+        raise FileError(path, f"must hold a tensor, got {what}")
     return found
 
 
@@ -134,8 +149,10 @@ def _safetensors(path: Path, key: str | None) -> Place:
         names = [name for name in header if name != "__metadata__"]
         entry = header[_pick(path, names, key)]
         kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if type(shape) is not list or any(type(number) is not int or number < 0 for number in (*shape, first, last)):
-            raise ValueError(f"its shape is {shape}, its place {first} to {last}")
+        if type(shape) is not list or any(
+            type(size) is not int or not 0 <= size < 2**63 for size in (*shape, first, last)
+        ):
+            raise ValueError(f"its shape is {shortened(shape)}, its place {shortened([first, last])}")
     except FileError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

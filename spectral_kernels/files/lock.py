@@ -3,7 +3,9 @@
 import errno
 import os
 import socket
+import stat
 import sys
+import threading
 import warnings
 import weakref
 from pathlib import Path
@@ -22,7 +24,10 @@ class FolderLock:
 
     def __init__(self, folder: Path, wait: bool) -> None:
         self.folder = folder
-        handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.EINVAL, "is no file", shown(folder / NAME))
         self._release = weakref.finalize(self, _release, handle, os.getpid())
         self._release.atexit = False  # the system does it then
         try:
@@ -41,6 +46,7 @@ class FolderLock:
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}: {command}\n".encode(errors="replace"), 0)
 
 
+_one_at_a_time = threading.Lock()
 _held: weakref.WeakValueDictionary[Path, FolderLock] = weakref.WeakValueDictionary()
 
 
@@ -55,9 +61,10 @@ def hold(folder: Path, *, wait: bool = False) -> FolderLock:
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = folder.resolve()
-    lock = _held.get(key)
-    if lock is None:
-        lock = _held[key] = FolderLock(key, wait)
+    with _one_at_a_time:
+        lock = _held.get(key)
+        if lock is None:
+            lock = _held[key] = FolderLock(key, wait)
     return lock
 
 

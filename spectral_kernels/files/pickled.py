@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LIMIT = 2**26  # bytes of a pickle
-MOST = 2_000_000  # instructions, and values of a tree
+MOST = 8_000_000  # instructions, and values of a tree
 _KEYS = (str, bytes, int)
 
 
@@ -26,6 +26,13 @@ class Function:
     call: Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class Opaque:
+    """What a name that is not known stands for, and whatever is made with it: no value, and nothing was done to make it."""
+
+    name: str
+
+
 class Built:
     """A value that takes its content after it was made; `build` is given it."""
 
@@ -34,20 +41,25 @@ class Built:
 
 
 def read_pickled(
-    data: bytes, known: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any] | None = None
+    data: bytes,
+    known: Mapping[str, Callable[..., Any]],
+    persistent: Callable[[Any], Any] | None = None,
+    *,
+    lenient: bool = False,
 ) -> Any:
     """The value of a pickle.
 
     Args:
         known: functions that stand for names, by "module.name".
         persistent: from the identity of something outside of the pickle to a value.
+        lenient: other names, and values of other kinds, become `Opaque`, so that what is beside them can be had.
 
     Raises:
         NotPlain: no pickle, a name that is not known, or what a known function refuses.
     """
     if len(data) > LIMIT:
         raise NotPlain(f"it holds {len(data)} bytes, at most {LIMIT} are read")
-    machine = _Machine(known, persistent)
+    machine = _Machine(known, persistent, lenient)
     try:
         for count, (opcode, argument, _place) in enumerate(pickletools.genops(data)):
             if count > MOST:
@@ -71,11 +83,14 @@ def from_latin1(text: Any, encoding: Any) -> bytes:
 class _Machine:
     """The stack and the memory that a pickle's instructions work on."""
 
-    def __init__(self, known: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self, known: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any] | None, lenient: bool
+    ) -> None:
         self.stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         self._known, self._persistent = known, persistent
+        self._made, self._lenient = 0, lenient
 
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
@@ -83,9 +98,8 @@ class _Machine:
             case "PROTO" | "FRAME" | "STOP":
                 pass
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4":
-                if not -(2**63) <= argument < 2**64:
-                    raise NotPlain("a whole number of more than 64 bits")
-                stack.append(argument)
+                fits = -(2**63) <= argument < 2**63
+                stack.append(argument if fits else self._opaque("a whole number of more than 64 bits"))
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
                 stack.append(argument)
             case "BINFLOAT" | "BYTEARRAY8":
@@ -108,6 +122,13 @@ class _Machine:
             case "APPENDS":
                 items = self._pop_mark()
                 self._top(list).extend(items)
+            case "EMPTY_SET" | "FROZENSET":
+                if name == "FROZENSET":
+                    self._pop_mark()
+                stack.append(self._opaque("a set"))
+            case "ADDITEMS":
+                self._pop_mark()
+                self._top(set)
             case "SETITEM":
                 self._set(self._pop(2))
             case "SETITEMS":
@@ -127,20 +148,44 @@ class _Machine:
                 self._name(f"{module}.{attribute}")
             case "REDUCE" | "NEWOBJ":
                 function, arguments = self._pop(2)
-                if not isinstance(function, Function) or type(arguments) is not tuple:
-                    raise NotPlain("a call of what is no function")
-                stack.append(function.call(*arguments))
+                stack.append(self._counted(self._called(function, arguments)))
+            case "NEWOBJ_EX":
+                function, arguments, _names = self._pop(3)
+                stack.append(self._opaque("a call by names", function))
             case "BUILD":
                 (state,) = self._pop(1)
                 if isinstance(stack[-1], Built):
                     stack[-1].build(state)
-                elif type(stack[-1]) is not dict:  # a dictionary's attributes are nobody's affair
+                elif not isinstance(stack[-1], dict | Opaque):  # a dictionary's attributes are nobody's affair
                     raise NotPlain("a state of what has none")
             case "BINPERSID" if self._persistent is not None:
                 (identity,) = self._pop(1)
                 stack.append(self._persistent(identity))
             case _:
                 raise NotPlain(f"an instruction {name}, which plain data has no use for")
+
+    def _opaque(self, what: str, of: Any = None) -> Opaque:
+        if not self._lenient:
+            raise NotPlain(what)
+        return of if isinstance(of, Opaque) else Opaque(what)
+
+    def _called(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Opaque):
+            return function
+        if not isinstance(function, Function) or type(arguments) is not tuple:
+            raise NotPlain("a call of what is no function")
+        for argument in arguments:
+            if isinstance(argument, Opaque):
+                return argument
+        return function.call(*arguments)
+
+    def _counted(self, value: Any) -> Any:
+        """A few instructions may make much of a text that stands there once."""
+        if type(value) in (bytes, str, tuple, dict):
+            self._made += len(value)
+        if self._made > LIMIT:
+            raise NotPlain(f"its calls make more than {LIMIT} bytes")
+        return value
 
     def _pop(self, count: int) -> list[Any]:
         if len(self.stack) < count:
@@ -156,22 +201,28 @@ class _Machine:
         return items
 
     def _top(self, kind: type) -> Any:
-        if type(self.stack[-1]) is not kind:
+        top = self.stack[-1]
+        if isinstance(top, Opaque):
+            return kind()  # what is put into it is lost
+        if type(top) is not kind:
             raise NotPlain(f"values for what is no {kind.__name__}")
-        return self.stack[-1]
+        return top
 
     def _set(self, items: list[Any]) -> None:
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             # hashing nested tuples would go as deep as they are
-            if type(key) not in _KEYS:
-                raise NotPlain(f"a key that is a {type(key).__name__}")
-            target[key] = value
+            if type(key) in _KEYS:
+                target[key] = value
+            else:
+                self._opaque(f"a key that is a {type(key).__name__}")
 
     def _name(self, name: str) -> None:
-        if name not in self._known:
-            raise NotPlain(f"it asks for {name[:100]}")
-        self.stack.append(Function(name, self._known[name]))
+        known = self._known.get(name)
+        if known is not None:
+            self.stack.append(Function(name, known))
+        else:
+            self.stack.append(Opaque(name[:100]) if self._lenient else self._opaque(f"it asks for {name[:100]}"))
 
 
 def as_tree(value: Any, leaf: Callable[[Any], Any]) -> Any:

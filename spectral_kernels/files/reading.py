@@ -18,6 +18,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 PIECE = 2**24
+CSV_LIMIT, LINES = 2**26, 2**21  # bytes and lines
 
 
 class FileError(ValueError):
@@ -29,12 +30,16 @@ class FileError(ValueError):
     """
 
     def __init__(self, path: str | Path, reason: str = "") -> None:
-        super().__init__(f"{shown(path)} {reason}".rstrip())
+        super().__init__(f"{shown(path)} {printable(reason)}".rstrip())
 
 
 def shown(path: str | Path) -> str:
     """A path as text for people: bytes that are no UTF-8, and characters that a terminal would obey, as escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """Text with escapes for what is no character to print."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -112,13 +117,18 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def read_csv(path: str | Path, limit: int) -> list[list[str]]:
-    """The lines of a CSV file, as lists of fields; damaged text is left for whoever reads a field."""
-    text = read_text(path, limit, "replace")
+def read_csv(path: str | Path) -> list[list[str]]:
+    """The lines of a CSV file that are not empty, as lists of fields; damaged text is left for whoever reads a field."""
+    text, lines = read_text(path, CSV_LIMIT, "replace"), []
     try:
-        return list(csv.reader(io.StringIO(text, newline="")))
+        for number, line in enumerate(csv.reader(io.StringIO(text, newline=""))):
+            if number > LINES:
+                raise FileError(path, f"has more than {LINES} lines")
+            if line:
+                lines.append(line)
     except csv.Error as error:
         raise FileError(path, f"is no CSV: {first_line(error)}") from error
+    return lines
 
 
 def read_exactly(path: str | Path, file: IO[bytes], size: int) -> bytes:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.files.reading import FileError, opened
+from spectral_kernels.files.reading import PIECE, FileError, opened
+
+LONGEST = 2**30  # bytes of one read, of which the system takes no more than 2 GB
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,43 @@ class StoredRows:
 
     def _read(self, parts: list[tuple[int, int]]) -> Tensor:
         """Rows first to last of each part."""
-        place, (stride, step) = self._place, self._place.strides
         out = torch.empty(sum(last - first for first, last in parts), self.shape[1], dtype=self.dtype)
         done = 0
         with opened(self.path) as file:
             if _version(file) != self._version:
                 raise FileError(self.path, "was changed while it was read")
             for first, last in parts:
-                if last == first:
-                    continue
-                part = Place(self.dtype, (last - first, self.shape[1]), place.strides, 0)
-                buffer = self._bytes(file, place.start + first * stride * self.dtype.itemsize, part.span)
-                out[done : done + last - first] = buffer.view(self.dtype).as_strided(part.shape, (stride, step))
-                done += last - first
+                if last > first:
+                    self._fill(file.fileno(), first, out[done : done + last - first])
+                    done += last - first
         return out
 
-    def _bytes(self, file: BinaryIO, start: int, size: int) -> Tensor:
-        buffer = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(buffer.numpy())  # type: ignore[arg-type]
-        file.seek(start)
+    def _fill(self, handle: int, first: int, out: Tensor) -> None:
+        """Rows from `first` on, as many as `out` has; between rows and columns there may be others."""
+        (stride, step), size = self._place.strides, self.dtype.itemsize
+        if (stride, step) == (self.shape[1], 1):
+            self._bytes(handle, self._place.start + first * stride * size, out.view(torch.uint8))
+            if self._place.swapped:
+                out.copy_(swapped(out.view(torch.uint8).reshape(-1), self.dtype).view(self.dtype).view_as(out))
+            return
+        # of a view of wide rows little is kept; where columns lie one after the other the whole file is read
+        most = max(1, PIECE // (stride * size)) if step == 1 else len(out)
+        for start in range(0, len(out), most):
+            some = out[start : start + most]
+            part = Place(self.dtype, tuple(some.shape), self._place.strides, 0)
+            content = torch.empty(part.span, dtype=torch.uint8)
+            self._bytes(handle, self._place.start + (first + start) * stride * size, content)
+            if self._place.swapped:
+                content = swapped(content, self.dtype)
+            some.copy_(content.view(self.dtype).as_strided(part.shape, part.strides))
+
+    def _bytes(self, handle: int, start: int, out: Tensor) -> None:
+        view = memoryview(out.numpy()).cast("B")  # type: ignore[arg-type]
         while view:
-            count = file.readinto(view)  # type: ignore[attr-defined]
+            count = os.preadv(handle, [view[:LONGEST]], start)
             if not count:
                 raise FileError(self.path, "was cut while it was read")
-            view = view[count:]
-        return swapped(buffer, self.dtype) if self._place.swapped else buffer
+            view, start = view[count:], start + count
 
 
 def swapped(content: Tensor, dtype: torch.dtype) -> Tensor:

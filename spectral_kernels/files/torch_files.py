@@ -1,5 +1,8 @@
 """What `torch.save` writes, read as data: the zip archive, the pickle in it, and where the numbers of each tensor lie."""
 
+import functools
+import math
+import os
 import struct
 import sys
 import zipfile
@@ -11,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from spectral_kernels.files.pickled import LIMIT, Function, NotPlain, as_tree, from_latin1, read_pickled
+from spectral_kernels.files.pickled import LIMIT, Function, NotPlain, Opaque, as_tree, from_latin1, read_pickled
 from spectral_kernels.files.reading import FileError, first_line, opened, read_exactly
 from spectral_kernels.files.stored_rows import Place, swapped
 
@@ -21,6 +24,8 @@ STORAGES = {
     "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }  # fmt: skip
+# of the file's size: what tensors that share a storage may take in memory
+TIMES = 16
 # 64 dimensions are torch's own limit
 _DIMENSIONS = 64
 
@@ -32,8 +37,11 @@ class _Storage:
     count: int
 
 
-def read_places(path: str | Path) -> Any:
+def read_places(path: str | Path, *, lenient: bool = False) -> Any:
     """The value that `torch.save` wrote, with a `Place` for each tensor: dictionaries, lists, tuples, numbers, text and None.
+
+    Args:
+        lenient: of other values `pickled.Opaque` is told; else they are refused.
 
     Raises:
         FileNotFoundError: no such file. FileError: not of `torch.save`, damaged, or holding anything else.
@@ -41,7 +49,7 @@ def read_places(path: str | Path) -> Any:
     with opened(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                return _Archive(file, archive).value()
+                return _Archive(file, archive).value(lenient)
         except FileError:
             raise
         except NotPlain as error:
@@ -54,8 +62,17 @@ def read_tensors(path: str | Path) -> Any:
     """The value that `torch.save` wrote, its tensors in memory on the CPU; raises as `read_places` does."""
     value = read_places(path)
     with opened(path) as file:
+        left = TIMES * os.fstat(file.fileno()).st_size
+
+        def tensor(place: Place) -> Tensor:
+            nonlocal left
+            left -= place.span
+            if left < 0:
+                raise NotPlain(f"its tensors have more than {TIMES} times its size")
+            return _tensor(path, file, place)
+
         try:
-            return as_tree(value, lambda place: _tensor(path, file, place))
+            return as_tree(value, functools.cache(tensor))  # what is named twice is one tensor
         except NotPlain as error:
             raise FileError(path, f"cannot be read as tensors alone: {error}") from error
 
@@ -80,20 +97,23 @@ class _Archive:
             raise NotPlain("it is no archive of torch.save")
         self._file, self._archive = file, archive
         self._folder = pickles[0].removesuffix("data.pkl")
-        self._swapped = self._entry("byteorder", 16).decode() != sys.byteorder if self._has("byteorder") else False
+        order = self._entry("byteorder", 16) if self._has("byteorder") else b"little"
+        if order not in (b"little", b"big"):
+            raise NotPlain("an unknown order of bytes")
+        self._swapped = order.decode() != sys.byteorder
         self._storages: dict[str, _Storage] = {}
 
-    def value(self) -> Any:
+    def value(self, lenient: bool) -> Any:
         known: dict[str, Callable[..., Any]] = {
             **dict.fromkeys(STORAGES, _not_called),
             "torch._utils._rebuild_tensor_v2": self._rebuild,
             "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
             "_codecs.encode": from_latin1,
-            "collections.OrderedDict": lambda *pairs: dict(*pairs),
-            "torch.Size": lambda sizes: tuple(sizes),
+            "collections.OrderedDict": lambda: {},
+            "torch.Size": _sizes,
         }
-        value = read_pickled(self._entry("data.pkl", LIMIT), known, self._storage)
-        return as_tree(value, _only_places)
+        value = read_pickled(self._entry("data.pkl", LIMIT), known, self._storage, lenient=lenient)
+        return as_tree(value, lambda one: one if lenient and isinstance(one, Opaque) else _only_places(one))
 
     def _has(self, name: str) -> bool:
         return f"{self._folder}{name}" in self._archive.NameToInfo
@@ -105,8 +125,12 @@ class _Archive:
             raise NotPlain(f"its {name} is larger than {limit} bytes")
         return content
 
-    def _storage(self, identity: Any) -> _Storage:
+    def _storage(self, identity: Any) -> _Storage | Opaque:
+        if type(identity) is not tuple or len(identity) != 5:
+            raise NotPlain("it refers to what is no storage")
         kind, storage, key, _location, count = identity
+        if isinstance(storage, Opaque):
+            return storage
         if kind != "storage" or not isinstance(storage, Function) or storage.name not in STORAGES:
             raise NotPlain("it refers to what is no storage")
         if type(key) is not str or type(count) is not int:
@@ -126,11 +150,10 @@ class _Archive:
     ) -> Place:
         if not isinstance(storage, _Storage) or type(offset) is not int:
             raise NotPlain("a tensor of what is no storage")
-        for numbers in (shape, strides):
-            if type(numbers) is not tuple or any(type(number) is not int or number < 0 for number in numbers):
-                raise NotPlain("a tensor with a shape or strides that are no tuple of numbers from 0 on")
-        if len(shape) != len(strides) or len(shape) > _DIMENSIONS or offset < 0:
+        shape, strides = _sizes(shape), _sizes(strides)
+        if len(shape) != len(strides) or offset < 0 or math.prod(max(size, 1) for size in shape) >= 2**63:
             raise NotPlain("a tensor whose shape and strides do not fit")
+        strides = tuple(1 if size <= 1 else stride for size, stride in zip(shape, strides, strict=True))
         place = Place(storage.dtype, shape, strides, storage.start + offset * storage.dtype.itemsize, self._swapped)
         if offset * storage.dtype.itemsize + place.span > storage.count * storage.dtype.itemsize:
             raise NotPlain("a tensor that is larger than its storage")
@@ -146,6 +169,12 @@ def member_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
         raise NotPlain(f"{entry.filename[:40]} is not where the directory says")
     name, extra = struct.unpack("<HH", header[26:30])
     return int(entry.header_offset + 30 + name + extra)
+
+
+def _sizes(found: Any) -> tuple[int, ...]:
+    if type(found) is not tuple or any(type(size) is not int or size < 0 for size in found) or len(found) > _DIMENSIONS:
+        raise NotPlain("a shape or strides that are no tuple of numbers from 0 on")
+    return found
 
 
 def _not_called(*arguments: Any) -> Any:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-TEMPORARY = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
+TEMPORARY = re.compile(r"\..+\.([0-9]{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 @contextmanager
@@ -23,7 +23,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: with the path and the reason, such as a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # short: the name itself may be as long as names can be
+    temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -39,10 +40,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left; nobody else may be writing there."""
+    """Remove what processes that were killed while they wrote have left."""
     for path in folder.iterdir():
-        if TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+        found = TEMPORARY.fullmatch(path.name)
+        if found and not _runs(int(found[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

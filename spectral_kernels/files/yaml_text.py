@@ -30,13 +30,14 @@ def from_yaml(text: str) -> Any:
             node = super().compose_node(parent, index)
             self.depth -= 1
             if isinstance(node, yaml.MappingNode):
-                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-                twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-                if twice is not None:
-                    raise ValueError(f"the key {twice[:60]!r} stands twice in the section {mark}")
+                seen: set[str] = set()
+                for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                    if key in seen:
+                        raise ValueError(f"the key {key[:60]!r} stands twice in the section {mark}")
+                    seen.add(key)
             return node
 
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except Exception as error:  # a value that is not of its tag ends in errors of any kind
         raise ValueError(" ".join(str(error).split())[:300]) from error

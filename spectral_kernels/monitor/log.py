@@ -19,9 +19,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-LIMIT = 2**30  # bytes of either file
-
-
 def spectrum_path(path: Path) -> Path:
     """Where the spectra of the monitor of `path` go."""
     return path.with_name(f"{path.stem}_spectrum.csv")
@@ -67,7 +64,7 @@ class Log:
         """What a monitor has written there, header first; nothing where there is no file."""
         if not path.exists():
             return []
-        rows = read_csv(path, LIMIT)
+        rows = read_csv(path)
         if rows and (rows[0] != list(COLUMNS) if path == self.path else rows[0][:1] != ["step"]):
             raise FileError(path, f"is no monitor's file: its first line is {','.join(rows[0])[:60]!r}")
         return rows

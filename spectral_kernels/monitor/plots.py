@@ -7,7 +7,7 @@ from typing import Any
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
 from spectral_kernels.files.reading import FileError, read_csv
-from spectral_kernels.monitor.log import COLUMNS, LIMIT, spectrum_path
+from spectral_kernels.monitor.log import COLUMNS, spectrum_path
 
 BLUE, RED, GREEN, _, LIGHT = COLOURS[:5]
 
@@ -28,15 +28,19 @@ def monitor(csv_path: str | Path, picture: str | Path | None = None) -> Path:
     """
     csv_path = Path(csv_path)
     picture = csv_path.with_suffix(".png") if picture is None else Path(picture)
-    header, *lines = read_csv(csv_path, LIMIT) or [[]]
+    header, *lines = read_csv(csv_path) or [[]]
     if header != list(COLUMNS):
         raise FileError(csv_path, f"is no monitor's file: its first line is {','.join(header)[:60]!r}")
     rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
     if len(rows) < 2:
         raise FileError(csv_path, f"holds {len(rows)} measurements; a picture needs at least 2")
     columns = {name: _numbers(csv_path, [row[name] for row in rows]) for name in header if name != "warnings"}
-    width, *lines = read_csv(spectrum_path(csv_path), LIMIT) or [[]]
-    spectra = [_numbers(spectrum_path(csv_path), line) for line in lines if len(line) == len(width)]
+    if not all(map(math.isfinite, columns["step"])):
+        raise FileError(csv_path, "holds a step that is no number")
+    width, *lines = read_csv(spectrum_path(csv_path)) or [[]]
+    spectra = [_numbers(spectrum_path(csv_path), line) for line in lines if len(line) == len(width) > 1]
+    if not all(map(math.isfinite, itertools.chain.from_iterable(spectra))):
+        raise FileError(spectrum_path(csv_path), "holds what is no finite number")
     with drawing(picture) as pyplot:
         figure, axes = pyplot.subplot_mosaic([["rank", "norm"], ["spectrum", "factors"]], figsize=(10.5, 6.4))
         _ranks(axes["rank"], columns)
@@ -118,7 +122,7 @@ def _warnings(axis: Any, rows: list[dict[str, str]]) -> None:
         if row["warnings"] and row["warnings"] != before:
             axis.axvline(float(row["step"]), color=BASELINE, lw=0.8)
             axis.text(
-                float(row["step"]), 0.02, row["warnings"], rotation=90, fontsize=7, va="bottom", ha="right",
+                float(row["step"]), 0.02, row["warnings"][:200], rotation=90, fontsize=7, va="bottom", ha="right",
                 parse_math=False,
                 transform=axis.get_xaxis_transform(),
             )  # fmt: skip

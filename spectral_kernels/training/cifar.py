@@ -23,8 +23,10 @@ class _Type(Built):
     order: Literal["little", "big"]
 
     def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
+        if type(code) not in (bytes, str) or len(code) > 8:
+            raise NotPlain("numbers of an unknown type")
         # Python 2 wrote text as bytes
-        self.code, self.order = (code.decode("latin-1") if type(code) is bytes else code), "little"
+        self.code, self.order = (code.decode("latin-1") if isinstance(code, bytes) else code), "little"
 
     def build(self, state: Any) -> None:
         if type(state) is tuple and len(state) > 1 and state[1] in (">", b">"):
@@ -52,7 +54,9 @@ class _Array(Built):
     def numbers(self, code: str) -> bytes:
         """The bytes, if they are what code and shape say."""
         size = int(code[1:])
-        for count in self.shape if type(self.shape) is tuple else (None,):
+        if type(self.shape) is not tuple or len(self.shape) > 2:
+            raise NotPlain("an array whose shape is no tuple of one or two numbers")
+        for count in self.shape:
             if type(count) is not int or count < 0:
                 raise NotPlain("an array whose shape is no tuple of numbers")
             size *= count

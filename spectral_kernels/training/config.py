@@ -44,14 +44,14 @@ def parse_strategy(name: str) -> Strategy:
     if options == [option for option in chosen if chosen[option]]:
         if head == "random" and not chosen["window"]:
             return Strategy(name, "random", **chosen)
-        if kind in ("greedy", "live") and re.fullmatch(r"[1-9]\d*|all", value):
+        if kind in ("greedy", "live") and re.fullmatch(r"[1-9]\d{0,8}|all", value):
             return Strategy(name, kind, candidates=None if value == "all" else int(value), **chosen)
         if kind == "pool" and value in POLICIES:
             return Strategy(name, kind, policy=value, **chosen)
         if kind == "pool" and re.fullmatch(r"[01]|0?\.\d+|1\.0+", value):
             return Strategy(name, kind, policy=float(value), **chosen)
     raise ValueError(
-        f"unknown strategy {name!r}: random, pool-low, pool-balanced, pool-high, pool-QUANTILE, greedy-M "
+        f"unknown strategy {checks.shortened(name)}: random, pool-low, pool-balanced, pool-high, pool-QUANTILE, greedy-M "
         "(such as greedy-64), greedy-all, live-M or live-all; the selectors optionally followed by +window, and all by +whiten"
     )
 

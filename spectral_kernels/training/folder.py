@@ -27,7 +27,7 @@ CORRUPT = ("refuse", "skip")
 IMAGENET100 = Path(__file__).with_name("imagenet100.txt")
 # of the pixels: another one where they are made in another way
 FORMAT = 2
-INDEX = 2**30  # bytes of the longest index of a cache
+INDEX = 2**26  # bytes of the longest index of a cache
 
 
 def imagenet100_classes() -> tuple[str, ...]:
@@ -135,8 +135,11 @@ def _kept(stem: Path, count: int) -> list[int]:
 
 def _pixels(path: Path, count: int, size: int) -> Tensor:
     wanted = 3 * size * size * count
-    with opened(path) as file:
-        there = os.fstat(file.fileno()).st_size
+    try:
+        with opened(path) as file:
+            there = os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        raise FileError(path, "is missing: remove its .json too, and it is made again") from error
     if there != wanted:
         raise FileError(path, f"holds {there} bytes where {wanted} are expected: remove it and its .json")
     return torch.from_file(str(path), shared=False, size=wanted, dtype=torch.uint8).reshape(count, 3, size, size)

@@ -5,12 +5,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spectral_kernels.files.reading import first_line, opened, shown
+from spectral_kernels.files.reading import PIECE, first_line, opened, shown
 
 # by their content, whatever the file's name: others of Pillow's readers start programs, or are hardly used
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 PIXELS = 2**26  # of the largest picture, some 0.8 GB while it is decoded
 LARGE = 2**22  # pictures from here on are decoded one at a time
+# decoders that Pillow has in Python: a second for a million pixels
+SLOW, SLOW_PIXELS = ("bmp_rle", "ppm", "ppm_plain"), 2**22
+SCANS = 100
+STRIP = 2**20
 # photographs and drawings as Pillow names their modes; of others (LAB, F, …) it is not known what white is
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _one_at_a_time = threading.Lock()
@@ -39,16 +43,21 @@ def decode(path: Path, size: int) -> bytes:
     from PIL import Image
 
     with opened(path) as file, _open(file) as picture:
-        if picture.width * picture.height > PIXELS:
-            raise ValueError(f"has {picture.width} × {picture.height} pixels, at most {PIXELS} are decoded")
-        large = picture.width * picture.height > LARGE
-        with _one_at_a_time if large else nullcontext():
+        pixels = max([picture.width * picture.height, *_tiles(picture)])
+        decoder = picture.tile[0][0] if picture.tile else ""
+        limit = SLOW_PIXELS if decoder in SLOW else PIXELS
+        if pixels > limit:
+            raise ValueError(f"has {picture.width} × {picture.height} pixels, at most {limit} are decoded")
+        if picture.info.get("progressive") and _scans(file) > SCANS:
+            raise ValueError(f"is a progressive JPEG of more than {SCANS} scans")
+        with _one_at_a_time if pixels > LARGE else nullcontext():
             picture.draft("RGB", (size, size))  # a JPEG is scaled as it is decoded, never below `size`
-            rgb = _to_rgb(picture)
-            side = min(rgb.size)
-            left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+            readable = _readable(picture)
+            side = min(readable.size)
+            left, top = (readable.width - side) / 2, (readable.height - side) / 2
             # the square alone: what a narrow picture would be scaled to on its long side has no bound
-            square = rgb.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+            box = (left, top, left + side, top + side)
+            square = readable.resize((size, size), Image.Resampling.BICUBIC, box).convert("RGB")
     return b"".join(band.tobytes() for band in square.split())
 
 
@@ -61,18 +70,44 @@ def _open(file: BinaryIO) -> Any:
         raise ValueError(f"is no picture of {', '.join(FORMATS)}") from error
 
 
-def _to_rgb(picture: Any) -> Any:
+def _tiles(picture: Any) -> list[int]:
+    """Pixels of a tile of a TIFF, which may be larger than the picture."""
+    if picture.format != "TIFF" or 322 not in picture.tag_v2 or 323 not in picture.tag_v2:
+        return []
+    return [int(picture.tag_v2[322]) * int(picture.tag_v2[323])]
+
+
+def _scans(file: BinaryIO) -> int:
+    """Of a JPEG: each goes over the whole picture, be it empty. Within their data the marker does not occur."""
+    place = file.tell()
+    file.seek(0)
+    count, last = 0, b""
+    while piece := file.read(PIECE):
+        count += (last + piece).count(b"\xff\xda")
+        last = piece[-1:]
+    file.seek(place)
+    return count
+
+
+def _readable(picture: Any) -> Any:
+    """As RGB, or as grey of 8 bits."""
+    from PIL import Image
+
+    if picture.mode in ("1", "L"):
+        return picture.convert("L")
     if picture.mode in MODES:
         return picture.convert("RGB")
     bits = _bits(picture)
     if bits is None:
         raise ValueError(f"is {picture.format} of mode {picture.mode}, of which it is not known what white is")
     import numpy
-    from PIL import Image
 
-    levels = numpy.asarray(picture).astype(numpy.int64)
-    grey = (levels >> (bits - 8)).clip(0, 255).astype(numpy.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    grey = Image.new("L", picture.size)
+    rows = max(1, STRIP // picture.width)  # at a time: the numbers take eight times the room
+    for top in range(0, picture.height, rows):
+        levels = numpy.asarray(picture.crop((0, top, picture.width, min(top + rows, picture.height))), numpy.int64)
+        grey.paste(Image.fromarray((levels >> (bits - 8)).clip(0, 255).astype(numpy.uint8)), (0, top))
+    return grey
 
 
 def _bits(picture: Any) -> int | None:

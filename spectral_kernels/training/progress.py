@@ -26,7 +26,7 @@ class Progress(Callback):
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+        if sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm
 
             unit = "steps" if self._per_step else "s of training"

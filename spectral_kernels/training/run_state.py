@@ -1,6 +1,8 @@
 """All of a run, as plain data: what a checkpoint holds, and how a run takes it up again."""
 
 import math
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,31 +55,39 @@ def take_up(run: "Run", path: Path) -> None:
         CheckpointError: unreadable, or of another run; names the file and the field.
     """
     state = read(path, run.config, run.data)
-    checkpoint.restore(path, "model", state["model"], run.model.load_state_dict)
-    checkpoint.restore(
-        path, "optimizer", state["optimizer"], lambda state: checkpoint.load_optimizer(run.optimizer, state)
-    )
-    checkpoint.restore(path, "generator", state["generator"], run.generator.set_state)
-    checkpoint.restore(path, "sampler", state["sampler"], run.sampler.load_state_dict)
+
+    def restore(name: str, into: Callable[[Any], Any]) -> None:
+        checkpoint.restore(path, name, state[name], into)
+
+    restore("model", lambda value: checkpoint.load_model(run.model, value))
+    restore("optimizer", lambda value: checkpoint.load_optimizer(run.optimizer, value))
+    restore("generator", run.generator.set_state)
+    restore("sampler", run.sampler.load_state_dict)
     if run.strategy.kind != "random":
-        checkpoint.restore(path, "bank", state["bank"], run.bank.load_state_dict)
+        restore("bank", run.bank.load_state_dict)
     run.step, run.seconds = state["step"], state["seconds"]
     run.steps, run.evaluations = state["steps"].tolist(), state["evaluations"]
     run.begin()
-    checkpoint.restore(path, "pending", state["pending"], lambda pending: _set_pending(run, pending))
+    restore("pending", lambda value: _set_pending(run, value))
 
 
 def _set_pending(run: "Run", pending: Any) -> None:
     run.ahead.pending = None
     if pending is not None:
         rows, selected = pending
-        checks.row_indices(torch.tensor(rows), "its rows", len(run.pool), 1)
-        run.ahead.pending = Chosen(list(rows), bool(selected))
+        if type(rows) is not list or len(rows) != run.config.train.batch_size or len(set(rows)) < len(rows):
+            raise ValueError(f"a batch is {run.config.train.batch_size} different rows, got {checks.shortened(rows)}")
+        if type(selected) is not bool or any(type(row) is not int or not 0 <= row < len(run.pool) for row in rows):
+            raise ValueError(f"its rows must lie in [0, {len(run.pool)}), got {checks.shortened(rows)}")
+        run.ahead.pending = Chosen(rows, selected)
 
 
 def identity(data: ImageData) -> str:
-    """What tells one data set from another, for checkpoints."""
-    return f"{data.name} {'x'.join(map(str, data.train_images.shape))}"
+    """What tells one data set from another, for checkpoints: name, shape, labels and some of the pixels."""
+    images, labels = data.train_images, data.train_labels
+    some = images[:: max(1, len(images) // 64)].cpu().contiguous()
+    found = zlib.crc32(some.numpy().tobytes(), zlib.crc32(labels.cpu().numpy().tobytes()))
+    return f"{data.name} {'x'.join(map(str, images.shape))} {found:08x}"
 
 
 def read(path: Path, config: Config, data: ImageData) -> dict[str, Any]:
@@ -92,21 +102,41 @@ def read(path: Path, config: Config, data: ImageData) -> dict[str, Any]:
         raise checkpoint.CheckpointError(
             path, f"is of another run: data is {state['data'][:100]!r} there and {identity(data)!r} here"
         )
-    checkpoint.restore(path, "steps", state, _check_record)
+    checkpoint.restore(path, "steps", state, _check_steps)
+    checkpoint.restore(path, "evaluations", state, _check_evaluations)
+    train, spent = config.train, sum(state["seconds"].values())
+    done = state["step"] >= train.steps if train.steps is not None else spent >= (train.seconds or 0)
+    evaluated = state["evaluations"][-1]["step"] if state["evaluations"] else None
+    if state["finished"] != (done and evaluated == state["step"]):
+        raise checkpoint.CheckpointError(path, f"says finished = {state['finished']} of a run at step {state['step']}")
     return state
 
 
-def _check_record(state: dict[str, Any]) -> None:
-    """Raise for what a run does not write: ValueError, KeyError, TypeError."""
+def _check_steps(state: dict[str, Any]) -> None:
+    """Raise for what a run does not write."""
     step, steps, seconds = state["step"], state["steps"], state["seconds"]
     if step < 0 or steps.shape != (step, len(STEP_COLUMNS)) or steps.dtype != torch.float64:
         raise ValueError(f"{step} steps, recorded as {tuple(steps.shape)} {steps.dtype}")
+    measured = [place for place, name in enumerate(STEP_COLUMNS) if name != "effective_rank"]
+    if not bool(steps[:, measured].isfinite().all()) or bool((steps[:, -len(PARTS) :] < 0).any()):
+        raise ValueError("steps that hold NaN or Inf, or took less than no time")
     if seconds.keys() != set(PARTS) or any(
         type(one) is not float or not 0 <= one < math.inf for one in seconds.values()
     ):
-        raise ValueError(f"seconds are {seconds}")
+        raise ValueError(f"seconds are {checks.shortened(seconds)}")
+
+
+def _check_evaluations(state: dict[str, Any]) -> None:
+    """Raise for what a run does not write."""
+    before = -1
     for evaluation in state["evaluations"]:
-        if any(type(value) not in (int, float) for value in evaluation.values()):
-            raise ValueError(f"an evaluation of {evaluation}")
         if evaluation.keys() != {"step", "seconds", *METRICS}:
-            raise ValueError(f"an evaluation with {list(evaluation)}")
+            raise ValueError(f"an evaluation {checks.shortened(evaluation)}")
+        step, seconds = evaluation["step"], evaluation["seconds"]
+        if type(step) is not int or not before < step <= state["step"]:
+            raise ValueError(f"an evaluation at step {checks.shortened(step)}")
+        if type(seconds) is not float or not 0 <= seconds < math.inf:
+            raise ValueError(f"an evaluation after {checks.shortened(seconds)} seconds")
+        if any(type(evaluation[name]) is not float or not 0 <= evaluation[name] <= 1 for name in METRICS):
+            raise ValueError(f"an evaluation {checks.shortened(evaluation)}, accuracies lie in [0, 1]")
+        before = step
