@@ -252,7 +252,7 @@ def test_a_jpeg_of_many_scans(tmp_path: Path) -> None:
     scan = bytes.fromhex("ffda00080101001f3f00") + b"\x00"
     for count, refused in ((20, False), (200, True)):
         (tmp_path / "a.jpg").write_bytes(content[:-2] + scan * count + b"\xff\xd9")
-        pixels, reason = try_decode(tmp_path / "a.jpg", 8)
+        _, reason = try_decode(tmp_path / "a.jpg", 8)
         assert (reason == "is a progressive JPEG of more than 100 scans") is refused
 
 

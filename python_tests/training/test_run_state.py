@@ -129,7 +129,8 @@ HOSTILE_FIELDS: dict[str, list[Any]] = {
     "seconds": [{}, SECONDS | {"compute": math.nan}, SECONDS | {"data": 0}, SECONDS | {"data": -1.0}, SECONDS | {"x": 0.0}],
     "steps": [
         torch.zeros(0), torch.zeros(5, 6), torch.zeros(2, 6), torch.zeros(2, 6, dtype=torch.int64),
-        rows_of_steps(loss=math.inf), rows_of_steps(loss=math.nan), rows_of_steps(compute=-1e308), rows_of_steps(chosen=math.inf),
+        rows_of_steps(loss=math.inf), rows_of_steps(loss=math.nan), rows_of_steps(compute=-1e308),
+        rows_of_steps(chosen=math.inf),
     ],
     "evaluations": [
         [3], [{}], [{"step": "x"}], [[1]], [good(linear=torch.ones(1))], [good(step=math.inf)], [good(step=-5)], [good(step=3)],

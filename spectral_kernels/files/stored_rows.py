@@ -89,37 +89,42 @@ class StoredRows:
     def _read(self, parts: list[tuple[int, int]]) -> Tensor:
         """Rows first to last of each part."""
         out = torch.empty(sum(last - first for first, last in parts), self.shape[1], dtype=self.dtype)
-        done = 0
+        stride, step = self._place.strides
+        fill = self._fill if (stride, step) == (self.shape[1], 1) else self._fill_from_wider
         with opened(self.path) as file:
             if _version(file) != self._version:
                 raise FileError(self.path, "was changed while it was read")
-            for first, last in parts:
-                if last > first:
-                    self._fill(file.fileno(), first, out[done : done + last - first])
-                    done += last - first
+            fill(file.fileno(), parts, out)
         return out
 
-    def _fill(self, handle: int, first: int, out: Tensor) -> None:
-        """Rows from `first` on, as many as `out` has; between rows and columns there may be others."""
-        (stride, step), size = self._place.strides, self.dtype.itemsize
-        if (stride, step) == (self.shape[1], 1):
-            self._bytes(handle, self._place.start + first * stride * size, out.view(torch.uint8))
-            if self._place.swapped:
-                out.copy_(swapped(out.view(torch.uint8).reshape(-1), self.dtype).view(self.dtype).view_as(out))
-            return
-        # of a view of wide rows little is kept; where columns lie one after the other the whole file is read
-        most = max(1, PIECE // (stride * size)) if step == 1 else len(out)
-        for start in range(0, len(out), most):
-            some = out[start : start + most]
-            part = Place(self.dtype, tuple(some.shape), self._place.strides, 0)
-            content = torch.empty(part.span, dtype=torch.uint8)
-            self._bytes(handle, self._place.start + (first + start) * stride * size, content)
-            if self._place.swapped:
-                content = swapped(content, self.dtype)
-            some.copy_(content.view(self.dtype).as_strided(part.shape, part.strides))
+    def _fill(self, handle: int, parts: list[tuple[int, int]], out: Tensor) -> None:
+        """Rows that lie one after the other, straight to where they belong."""
+        width, done = self.shape[1] * self.dtype.itemsize, 0
+        numbers = out.view(torch.uint8).reshape(-1)
+        view = memoryview(numbers.numpy())  # type: ignore[arg-type]
+        for first, last in parts:
+            size = (last - first) * width
+            self._bytes(handle, self._place.start + first * width, view[done : done + size])
+            done += size
+        if self._place.swapped:
+            numbers.copy_(swapped(numbers, self.dtype))
 
-    def _bytes(self, handle: int, start: int, out: Tensor) -> None:
-        view = memoryview(out.numpy()).cast("B")  # type: ignore[arg-type]
+    def _fill_from_wider(self, handle: int, parts: list[tuple[int, int]], out: Tensor) -> None:
+        """Rows with others between them; where columns lie one after the other each part takes most of the file."""
+        (stride, step), size, done = self._place.strides, self.dtype.itemsize, 0
+        most = max(1, PIECE // max(1, stride * size)) if step == 1 else len(self)
+        for first, last in parts:
+            for start in range(first, last, most):
+                rows = min(most, last - start)
+                part = Place(self.dtype, (rows, self.shape[1]), self._place.strides, 0)
+                content = torch.empty(part.span, dtype=torch.uint8)
+                self._bytes(handle, self._place.start + start * stride * size, memoryview(content.numpy()))  # type: ignore[arg-type]
+                if self._place.swapped:
+                    content = swapped(content, self.dtype)
+                out[done : done + rows] = content.view(self.dtype).as_strided(part.shape, part.strides)
+                done += rows
+
+    def _bytes(self, handle: int, start: int, view: memoryview) -> None:
         while view:
             count = os.preadv(handle, [view[:LONGEST]], start)
             if not count:
