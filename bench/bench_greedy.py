@@ -93,7 +93,6 @@ def jobs() -> Iterator[Job]:
             K,
             False,
             "effective_rank",
-            None,
             True,
             "cpp",
         )

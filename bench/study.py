@@ -1,4 +1,4 @@
-"""The wall-clock study of docs/wall_clock.md: ten strategies, five seeds, three forms of Fashion-MNIST.
+"""The wall-clock study of docs/wall_clock.md: nine strategies, five seeds, three forms of Fashion-MNIST.
 
     python bench/study.py run                                        all that is missing, hours
     python bench/study.py run long_tail --strategy greedy-64 --seed 3 --again     one cell, beside its random run

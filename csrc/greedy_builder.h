@@ -64,7 +64,7 @@ class Builder {
         kernels_(greedy_kernels<T>()),
         picked_(options, source.d, indices),
         preference_(picked_),
-        lazy_(options.all_rows && !options.window && (options.normalize || options.logdet)),
+        lazy_(options.all_rows && (options.normalize || options.logdet)),
         team_(5 * options.k + 4) {}
 
   const Picked<T>& picked() const { return picked_; }
@@ -209,16 +209,12 @@ class Builder {
   // ---- steps ----
 
   void step() {
-    const Step kind = picked_.next();
-    if (kind == Step::kFirst || kind == Step::kRandom) {
-      const int64_t* looked = kind == Step::kFirst ? start_ : draws_ + picked_.steps * m_;
-      const int64_t count = kind == Step::kFirst ? starts_ : m_;
-      for (int64_t i = 0; i < count && going_on(); ++i) {
-        if (take_row(looked[i], true)) return;
+    if (picked_.steps == 0) {
+      for (int64_t i = 0; i < starts_ && going_on(); ++i) {
+        if (take_row(start_[i], true)) return;
       }
       return take_left();
     }
-    sign_ = kind == Step::kRaise ? 1 : -1;
     limit_ = kInfinity;
     std::swap(looked_, before_);
     looked_.clear();
@@ -413,7 +409,7 @@ class Builder {
       waiting_.push_back({slots[c]});
     }
     const int64_t count = waiting_.size();
-    const bool ordered = sign_ > 0 && (options_.normalize || options_.logdet);
+    const bool ordered = options_.normalize || options_.logdet;
     if (!ordered || !stale() || count <= kGreedyRows || rows_.d < kSortedFrom) {
       look(count);
       return resolve();
@@ -486,7 +482,7 @@ class Builder {
   void judge(int64_t from) {
     for (size_t i = from; i < looked_.size(); ++i) {
       Looked& looked = looked_[i];
-      looked.cost = sign_ * cost(looked.slot, looked.score);
+      looked.cost = cost(looked.slot, looked.score);
       looked.error = error(looked.slot, looked.score);
       if (!std::isfinite(looked.cost - looked.error)) {
         out_of_range_ = true;
@@ -543,11 +539,11 @@ class Builder {
     if (near_.size() == 1) return near_[0];
     if constexpr (!std::is_same_v<T, double>) redo();
     double limit = kInfinity;
-    for (const Candidate& near : near_) limit = std::min(limit, highest(sign_ * cost(near.slot, near.score), 0));
+    for (const Candidate& near : near_) limit = std::min(limit, highest(cost(near.slot, near.score), 0));
     const Candidate* best = nullptr;
     int64_t first = std::numeric_limits<int64_t>::max();
     for (const Candidate& near : near_) {
-      if (sign_ * cost(near.slot, near.score) > limit) continue;
+      if (cost(near.slot, near.score) > limit) continue;
       const int64_t order = order_of(near.slot);
       if (order < first) best = &near;
       first = std::min(first, order);
@@ -620,7 +616,7 @@ class Builder {
   std::vector<Waiting> waiting_;
   // of this step and the last
   std::vector<Looked> looked_, before_;
-  double sign_ = 1, limit_ = kInfinity;  // 1 where a step raises, else -1; the most that can tie with its best
+  double limit_ = kInfinity;  // the most that can tie with its best
   std::vector<Candidate> near_;
   std::vector<double> work_;
 };

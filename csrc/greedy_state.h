@@ -7,8 +7,6 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <optional>
-#include <utility>
 #include <vector>
 
 #include "common.h"
@@ -29,12 +27,9 @@ constexpr double kNoise = 0x1p-46, kLeastNoise = 1e-6, kLongestSquare = 0x1p490;
 constexpr int kNegligible = -250;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-enum class Step { kFirst, kRandom, kRaise, kLower };
-
 struct Options {
   int64_t k;
   bool all_rows, logdet, normalize;
-  std::optional<std::pair<double, double>> window;
 };
 
 // One pool as the caller passed it.
@@ -179,14 +174,14 @@ struct Picked {
     T* const column = columns.data() + full_blocks() * d * kGreedyBlock + in_block();
     for (int64_t j = 0; j < d; ++j) column[j * kGreedyBlock] = newest[j];
     indices[steps] = index;
-    if (!ranks_later()) count(steps, options.logdet ? rank_score(steps, products_) : score);
-    objectives[steps] = options.logdet ? gain : rank();
+    if (!options.logdet) count(steps, score);
+    objectives[steps] = options.logdet ? gain : ranks[steps];
     ++steps;
   }
 
-  // The ranks of picks by log-determinant, which no step asks for unless there is a window.
+  // The ranks of picks by log-determinant, which no step asks for.
   void finish(Team& team) {
-    if (!ranks_later()) return;
+    if (!options.logdet) return;
     std::vector<double> scores(steps);
     team.for_each(steps, 16, [&](int64_t begin, int64_t end) {
       std::vector<double> products(steps);
@@ -195,18 +190,7 @@ struct Picked {
     for (int64_t i = 0; i < steps; ++i) count(i, scores[i]);
   }
 
-  double rank() const { return frobenius > 0 ? trace * trace / frobenius : 0.0; }
-
-  Step next() const {
-    if (steps == 0) return Step::kFirst;
-    // an edge is met within the tie tolerance, or rounding would decide where the rank sits on it
-    if (!options.window || rank() < options.window->first * (1 - kTie)) return Step::kRaise;
-    return rank() <= options.window->second * (1 + kTie) ? Step::kRandom : Step::kLower;
-  }
-
  private:
-  bool ranks_later() const { return options.logdet && !options.window; }
-
   // Sum over the picks before `step` of (its row . theirs)^2.
   double rank_score(int64_t step, std::vector<double>& products) const {
     std::fill_n(products.begin(), step, 0.0);
@@ -219,7 +203,7 @@ struct Picked {
   void count(int64_t step, double score) {
     frobenius += 2 * score + squares[step] * squares[step];
     trace += squares[step];
-    ranks[step] = rank();
+    ranks[step] = frobenius > 0 ? trace * trace / frobenius : 0.0;
   }
 
   // w = A x / sqrt(1 + x A x). In float64, as what is left of |x|^2 / ridge is a small difference. Returns |w|^2.
@@ -268,7 +252,7 @@ struct Preference {
 
   explicit Preference(const Picked<T>& p) : picked(p), share(dot_error<T>(p.d)) {}
 
-  // What a step that raises the objective minimises.
+  // What a step minimises.
   double cost(double score, double square) const {
     if (picked.options.logdet) return score - square / kRidge;
     if (picked.options.normalize) return score;

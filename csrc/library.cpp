@@ -92,7 +92,7 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
       " -> Tensor");
   m.def(
       "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, int k, bool all_rows,"
-      " str objective, float[]? window, bool normalize) -> (Tensor, Tensor, Tensor)");
+      " str objective, bool normalize) -> (Tensor, Tensor, Tensor)");
   m.def(
       "memory_bank_update(Tensor(a!) embeddings, Tensor(b!) updated, Tensor active, Tensor indices, Tensor z, int step)"
       " -> int");

@@ -50,7 +50,7 @@ class Case:
         limit = {"whiten": 128, "spectrum": 256, "batch_spectrum": 256, "greedy_select": 512}.get(self.op, 0)
         if self.op == "whiten":
             return d <= limit and "cholesky" in self.label
-        return d <= limit and not (self.op == "greedy_select" and "window" in self.label)
+        return d <= limit
 
     def __str__(self) -> str:
         return f"{self.op}-{self.label}" if self.label else self.op
@@ -116,16 +116,14 @@ def _whiten_backward(z: Tensor, method: str, center: bool) -> tuple[Any, ...]:
     return _noise(tuple(z.shape), z).to(z.dtype), z, *(part.to(wide) for part in statistics), *options, given
 
 
-def _greedy(z: Tensor, all_rows: bool, objective: str, window: list[float] | None, normalize: bool) -> tuple[Any, ...]:
+def _greedy(z: Tensor, all_rows: bool, objective: str, normalize: bool) -> tuple[Any, ...]:
     b, n, _ = z.shape
     start = torch.randint(n, (b, 3), generator=_generator())
-    draws = None
-    if window is not None or not all_rows:
-        draws = torch.randint(n, (b, min(n, 12), 4), generator=_generator())
+    draws = None if all_rows else torch.randint(n, (b, min(n, 12), 4), generator=_generator())
     valid = torch.rand((b, n), generator=_generator()) < 0.8
     valid[:, : min(n, 12)] = True
     seed = torch.randint(1 << 62, (b,), generator=_generator())
-    return z, start, draws, valid, seed, min(n, 12), all_rows, objective, window, normalize
+    return z, start, draws, valid, seed, min(n, 12), all_rows, objective, normalize
 
 
 def _cases() -> list[Case]:
@@ -190,12 +188,8 @@ def _cases() -> list[Case]:
                 label = f"{objective}-{rows}-{'unit' if normalize else 'asis'}"
                 add(
                     "greedy_select", label,
-                    lambda z, a=all_rows, o=objective, u=normalize: _greedy(z, a, o, None, u), exact=True,
+                    lambda z, a=all_rows, o=objective, u=normalize: _greedy(z, a, o, u), exact=True,
                 )  # fmt: skip
-            add(
-                "greedy_select", f"{objective}-{rows}-window",
-                lambda z, a=all_rows, o=objective: _greedy(z, a, o, [2.0, 3.0], True), exact=True,
-            )  # fmt: skip
     return cases
 
 

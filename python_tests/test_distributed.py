@@ -135,7 +135,7 @@ def greedy(rank: int, world: int) -> None:
         pool[40:60] = pool[:20]  # ties
         pool[100:110] = 0
         for options in (
-            {"candidates": 8}, {"candidates": 3, "objective": "logdet"}, {"candidates": 16, "window": (2.0, 3.0)},
+            {"candidates": 8}, {"candidates": 3, "objective": "logdet"}, {"candidates": 16},
             {"candidates": None}, {"candidates": None, "objective": "logdet"}, {"candidates": 1},
         ):  # fmt: skip
             for seed in range(3):
@@ -164,8 +164,6 @@ def bank(rank: int, world: int) -> None:
     expected = sk.greedy_select(whole.embeddings, 10, candidates=8, generator=generators[0])
     found = sharded.greedy_select(10, candidates=8, generator=generators[1])
     assert torch.equal(found.indices, expected.indices)
-    with pytest.raises(ValueError, match="window goes with a number of candidates"):
-        sharded.greedy_select(10, candidates=None, window=(1, 2), generator=generators[1])
 
 
 PARTS = {function.__name__: function for function in (losses, statistics, hard_statistics, greedy, bank)}

@@ -66,9 +66,9 @@ selection.strategy is one of
   random               shuffled epochs
   pool-low, pool-balanced, pool-high, pool-0.25
                        of selection.draws random batches the one with that effective rank
+  pool-low+window      of those inside selection.window=[low, high] first; any pool-… does
   greedy-64            built row by row, each the best of 64 random candidates; any number does
   greedy-all           the same, among all rows
-  greedy-64+window     as before, but steered into selection.window=[low, high]; pool-… too
   ...+whiten           any of them, the batch whitened before the loss
 """
 COMPARE_HELP = """\

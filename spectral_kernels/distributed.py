@@ -15,7 +15,7 @@ from spectral_kernels import checks
 from spectral_kernels.backends import choose
 from spectral_kernels.library import op
 from spectral_kernels.ops._rows import accumulation_dtype, is_negligible, read_rows
-from spectral_kernels.ops._selection import Selection, check_generator, check_window, draw_seed, is_seen, row_keys
+from spectral_kernels.ops._selection import Selection, check_generator, draw_seed, is_seen, row_keys
 from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import check_order, rank_of_spectrum, significant
 from spectral_kernels.ops.greedy import OBJECTIVES, SPARE_DRAWS
@@ -182,7 +182,6 @@ def sharded_greedy_select(
     candidates: int | None = 64,
     objective: str = "effective_rank",
     generator: torch.Generator,
-    window: tuple[float, float] | None = None,
     group: Group = None,
 ) -> Selection:
     """`greedy_select` from a pool whose rows are spread over the ranks; the picks are those of one process.
@@ -193,14 +192,14 @@ def sharded_greedy_select(
 
     Args:
         shard: (n, d), this rank's rows of the pool; n may differ between ranks, the pool is their concatenation.
-        k, candidates, objective, window: as in `greedy_select`; a window goes with m candidates.
+        k, candidates, objective: as in `greedy_select`.
         generator: in the same state on every rank, and left in the same state.
 
     Returns:
         `Selection` with numbers of rows in the whole pool, the same on every rank.
 
     Raises:
-        ValueError: what `greedy_select` raises; a window with `candidates=None`.
+        ValueError: what `greedy_select` raises.
     """
     shard = checks.floating(shard, "shard", ndim=2)
     checks.finite_rows(shard, "shard")
@@ -211,16 +210,14 @@ def sharded_greedy_select(
     k = checks.integer(k, "k", 1, total)
     first = sum(counts[: dist.get_rank(group)])
     if candidates is None:
-        if window is not None:
-            raise ValueError(f"window goes with a number of candidates, got window = {window} with candidates=None")
         return _all_rows(shard, k, first, total, objective, generator, group)
     candidates = checks.integer(candidates, "candidates", 1)
-    return _drawn_rows(shard, k, first, total, candidates, objective, window, generator, group)
+    return _drawn_rows(shard, k, first, total, candidates, objective, generator, group)
 
 
 def _drawn_rows(
-    shard: Tensor, k: int, first: int, total: int, candidates: int, objective: str,
-    window: tuple[float, float] | None, generator: torch.Generator, group: Group,
+    shard: Tensor, k: int, first: int, total: int, candidates: int, objective: str, generator: torch.Generator,
+    group: Group,
 ) -> Selection:  # fmt: skip
     # what greedy_select draws, in its order
     start = torch.randint(total, (1, SPARE_DRAWS), generator=generator, device=generator.device).to(shard.device)
@@ -241,10 +238,9 @@ def _drawn_rows(
         torch.empty_like(rows).index_copy(0, place, rows),
         torch.empty_like(numbers).index_copy(0, place, numbers),
     )
-    edges = check_window(window)
     chosen = op("greedy_select")(
         rows.unsqueeze(0), place[torch.searchsorted(numbers, start)], place[torch.searchsorted(numbers, draws)], None,
-        seed, k, False, objective, edges, True, choose("greedy_select", rows.device, None),
+        seed, k, False, objective, True, choose("greedy_select", rows.device, None),
     )  # fmt: skip
     indices, ranks, objectives = (part[0] for part in chosen)
     return Selection(held[indices], ranks, objectives)

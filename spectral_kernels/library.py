@@ -19,7 +19,7 @@ from spectral_kernels import backends, checks, errors
 NAMESPACE = "spectral_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
-_NUMBERS = ("Tensor temperature", "Tensor shrinkage", "Tensor? window")
+_NUMBERS = ("Tensor temperature", "Tensor shrinkage")
 
 # where torch's own ops run the reference; ROCm calls itself CUDA
 GPU_KEYS = ("CUDA", "MPS", "XPU", "HPU", "PrivateUse1")
@@ -63,23 +63,21 @@ def _contiguous(result: Any) -> Any:
     return tuple(part.contiguous() for part in result) if isinstance(result, tuple) else result.contiguous()
 
 
-def as_tensor(value: float | list[float] | Tensor | None) -> Tensor | None:
-    """A number, or a pair, as the float64 tensor on the CPU that schemas have for it.
+def as_tensor(value: float | Tensor) -> Tensor:
+    """A number as the float64 tensor on the CPU that schemas have for it.
 
     As a number Dynamo would compile a graph for each of its values; multiplied it is part of the graph.
     """
-    if value is None or isinstance(value, Tensor):
+    if isinstance(value, Tensor):
         return value
     if not torch.compiler.is_compiling():
         return torch.tensor(value, dtype=torch.float64, device="cpu")
-    if isinstance(value, list):
-        return torch.stack([torch.ones((), dtype=torch.float64, device="cpu") * part for part in value])
     return torch.ones((), dtype=torch.float64, device="cpu") * value
 
 
-def _as_number(value: float | list[float] | Tensor | None) -> Any:
-    """The number, or the pair as a list, of what `as_tensor` made."""
-    return value.tolist() if isinstance(value, Tensor) else value
+def _as_number(value: float | Tensor) -> float:
+    """The number of what `as_tensor` made."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _converted(arguments: Sequence[Any], places: tuple[int, ...], convert: Callable[[Any], Any]) -> Sequence[Any]:
@@ -140,8 +138,8 @@ def define(
     """Register an op.
 
     Args:
-        schema: without the trailing `str backend`, which is added here. A `Tensor temperature`, `Tensor shrinkage` or
-            `Tensor? window` is a number or a pair (`as_tensor`): implementations get it as such, callers may give it so.
+        schema: without the trailing `str backend`, which is added here. A `Tensor temperature` or
+            `Tensor shrinkage` is a number (`as_tensor`): implementations get it as such, callers may give it so.
         room: folder under `ops/`.
         fake: shapes and dtypes from the schema's arguments (without `backend`).
         check: reads the arguments of a CPU call for NaN and Inf, for the reference; kernels look for themselves as they

@@ -57,8 +57,8 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "k float": (lambda: sk.greedy_select(Z, 2.0), "k must be an integer, got 2.0"),  # type: ignore[arg-type]
     "candidates": (lambda: sk.greedy_select(Z, 2, candidates=0), "candidates must be at least 1, got 0"),
     "objective": (lambda: sk.greedy_select(Z, 2, objective="volume"), "objective must be one of .*'volume'"),
-    "window": (lambda: sk.greedy_select(Z, 2, window=(3.0, 1.0)), "window must satisfy 0 <= lo <= hi"),
-    "window shape": (lambda: sk.greedy_select(Z, 2, window=(3.0,)), "window must be a pair"),  # type: ignore[arg-type]
+    "window": (lambda: sk.pool_select(Z, 2, window=(3.0, 1.0)), "window must satisfy 0 <= lo <= hi"),
+    "window shape": (lambda: sk.pool_select(Z, 2, window=(3.0,)), "window must be a pair"),  # type: ignore[arg-type]
     "start": (lambda: sk.greedy_select(Z, 2, start=6), "start must be between 0 and 5, got 6"),
     "start masked": (lambda: sk.greedy_select(Z, 2, start=4, valid=FEW), "start = 4 is masked out"),
     "valid rows": (lambda: sk.greedy_select(Z, 3, valid=FEW), "valid leaves 2 rows, but 3"),
@@ -137,7 +137,7 @@ def test_greedy_op_outside_the_pool(name: str, backend: str, objective: str) -> 
     given = {"start": torch.tensor([[0]]), "draws": torch.tensor([[[1], [2]]]), "valid": None, **GREEDY[name]}
     call = overload("greedy_select")
     with pytest.raises(ValueError, match=f"^{name} "):
-        call(Z[None], given["start"], given["draws"], given["valid"], SEED, 2, False, objective, None, True, backend)
+        call(Z[None], given["start"], given["draws"], given["valid"], SEED, 2, False, objective, True, backend)
 
 
 @pytest.mark.parametrize("backend", ("reference", "cpp"))

@@ -32,7 +32,7 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 SELECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "greedy_select": lambda z: sk.greedy_select(z, 3).indices,
     "greedy_select all": lambda z: sk.greedy_select(z, 3, candidates=None, start=0).effective_rank,
-    "greedy_select valid": lambda z: sk.greedy_select(z, 2, valid=z[:, 0] < 99, window=(1.0, 2.0)).indices,
+    "greedy_select valid": lambda z: sk.greedy_select(z, 2, valid=z[:, 0] < 99).indices,
     "pool_select": lambda z: sk.pool_select(z, 3, draws=2).indices,
     "pool_select window": lambda z: sk.pool_select(z, 3, draws=2, policy=0.5, window=(1.0, 2.0)).indices,
 }

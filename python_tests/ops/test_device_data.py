@@ -53,14 +53,11 @@ def guarded(value: Tensor) -> Tensor:
 
 def pick(
     backend: str, emulation: ModuleType, pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None,
-    objective: str, window: list[float] | None = None, normalize: bool = True, k: int = K,
+    objective: str, normalize: bool = True, k: int = K,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    all_rows = draws is None or window is not None
     seed = SEED.expand(len(pool)).contiguous()
     if backend == "triton":
-        return greedy.greedy_select(pool, start, draws, valid, seed, k, all_rows, objective, window, normalize)
-    if window is not None:
-        pytest.skip("csrc has no window")
+        return greedy.greedy_select(pool, start, draws, valid, seed, k, draws is None, objective, normalize)
     *found, _plan = emulation.greedy_select(
         pool.numpy(), start.numpy(), None if draws is None else draws.numpy(),
         None if valid is None else valid.numpy(), seed.numpy(), k, objective == "logdet", normalize, multiprocessors=3,
@@ -69,15 +66,13 @@ def pick(
     return tuple(torch.from_numpy(part) for part in found)
 
 
-def draws_of(kind: str, n: int = N) -> tuple[Tensor | None, list[float] | None]:
-    if kind == "all rows":
-        return None, None
-    return torch.randint(n, (1, K, 4)), [1.5, 2.0] if kind == "window" else None
+def draws_of(kind: str, n: int = N) -> Tensor | None:
+    return None if kind == "all rows" else torch.randint(n, (1, K, 4))
 
 
 BACKENDS = ("triton", "cuda")
 OBJECTIVES = ("effective_rank", "logdet")
-KINDS = ("all rows", "draws", "window")
+KINDS = ("all rows", "draws")
 # Triton makes a Gram matrix of the smaller pool
 POOLS = (("triton", N), ("triton", 64 * K + 5), ("cuda", N))
 
@@ -95,18 +90,16 @@ def test_a_mask_that_leaves_too_few_rows(
     valid[0] = False
     valid[0, torch.randperm(n)[:left]] = True
     start = torch.tensor([[3], [3]])
-    draws, window = draws_of(kind, n)
+    draws = draws_of(kind, n)
     draws = None if draws is None else draws.expand(2, -1, -1).contiguous()
-    indices, ranks, objectives = pick(backend, emulation, pool, start, draws, guarded(valid), objective, window)
+    indices, ranks, objectives = pick(backend, emulation, pool, start, draws, guarded(valid), objective)
     assert indices[0, :left].sort().values.tolist() == valid[0].nonzero()[:, 0].tolist()
     assert (indices[0, left:] == -1).all()
     for trace in (ranks, objectives):
         assert trace.isfinite().all()
         last = trace[0, left - 1] if left else torch.zeros(())
         assert (trace[0, left:] == last).all()
-    alone = pick(
-        backend, emulation, pool[1:], start[1:], None if draws is None else draws[1:], valid[1:], objective, window
-    )
+    alone = pick(backend, emulation, pool[1:], start[1:], None if draws is None else draws[1:], valid[1:], objective)
     for both, one in zip((indices, ranks, objectives), alone, strict=True):
         assert torch.equal(both[1:], one)
 
@@ -120,14 +113,13 @@ def test_rows_that_are_not_finite_are_never_picked(
 ) -> None:
     """As if a mask had taken them out."""
     pool = torch.randn(1, n, 5)
-    draws, window = draws_of(kind, n)
+    draws = draws_of(kind, n)
     valid = torch.ones(1, n, dtype=torch.bool)
     valid[0, 3] = valid[0, n - 1] = False
     start = torch.tensor([[3, 1]])
-    expected = reference.greedy_select(pool, start, draws, valid, SEED, K, draws is None or window is not None,
-                                       objective, window, normalize)  # fmt: skip
+    expected = reference.greedy_select(pool, start, draws, valid, SEED, K, draws is None, objective, normalize)
     pool[0, 3, 4] = pool[0, n - 1, 0] = bad
-    found = pick(backend, emulation, guarded(pool), start, draws, None, objective, window, normalize)
+    found = pick(backend, emulation, guarded(pool), start, draws, None, objective, normalize)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1:], expected[1:], rtol=1e-5, atol=0)
 
@@ -150,13 +142,12 @@ def test_starts_and_draws_outside_the_pool_are_passed_over(
     emulation: ModuleType, backend: str, objective: str, kind: str, far: int
 ) -> None:
     pool, start = torch.randn(1, N, 4), torch.tensor([[7, 5]])
-    draws, window = draws_of(kind)
-    arguments = (objective, window)
-    expected = pick(backend, emulation, pool, start, draws, None, *arguments)
+    draws = draws_of(kind)
+    expected = pick(backend, emulation, pool, start, draws, None, objective)
     # before the others, and in the place of a row that a step cannot take twice
     start = torch.cat([torch.tensor([[far]]), start], 1)
     draws = None if draws is None else torch.cat([torch.full((1, K, 1), far), draws], 2)
-    found = pick(backend, emulation, guarded(pool), guarded(start), draws, None, *arguments)
+    found = pick(backend, emulation, guarded(pool), guarded(start), draws, None, objective)
     for part, other in zip(found, expected, strict=True):
         assert torch.equal(part, other)
 

@@ -76,8 +76,7 @@ def test_greedy_is_near_the_best_subset(objective: str) -> None:
     (
         {},
         {"candidates": None},
-        {"candidates": 5, "window": (4.0, 6.0)},
-        {"candidates": None, "window": (4.0, 6.0)},
+        {"candidates": 5},
         {"normalize": False},
     ),
     ids=str,
@@ -145,13 +144,6 @@ def test_batches_are_independent_pools(backend: str) -> None:
     for i, j in itertools.product(range(2), range(3)):
         alone = sk.greedy_select(pools[i, j], 5, candidates=None, start=1, backend=backend)
         assert torch.equal(together.indices[i, j], alone.indices)
-
-
-def test_a_window_is_steered_to() -> None:
-    pool = torch.randn(4000, 32)
-    free = sk.greedy_select(pool, 128, generator=generator()).effective_rank[-1]
-    held = sk.greedy_select(pool, 128, window=(18.0, 20.0), generator=generator()).effective_rank
-    assert free > 28 and (held[40:] >= 17.5).all() and (held[40:] <= 20.5).all()
 
 
 def test_it_beats_random_batches() -> None:

@@ -118,7 +118,7 @@ def test_cpp_picks_what_the_reference_picks(kind: str, candidates: int | None, d
         k = n if valid is None else max(1, int(valid.sum()))
         if valid is not None:
             valid[0] |= not bool(valid.any())
-        for options in ({}, {"normalize": False}, {"window": (1.5, 2.0)}):
+        for options in ({}, {"normalize": False}):
             found = [
                 sk.greedy_select(
                     pool, k, candidates=candidates, valid=valid, generator=generator(seed), backend=backend, **options
@@ -168,7 +168,7 @@ def test_the_first_draw_wins(backend: str, emulation: ModuleType) -> None:
     """A row drawn twice stands where it was drawn first; what is taken is passed over."""
     pool = torch.ones(1, 20, 3)
     start, draws = torch.tensor([[4]]), torch.tensor([[[0, 0, 0], [7, 3, 7], [4, 9, 2], [19, 1, 9]]])
-    arguments = (pool, start, draws, None, seeds(pool), 4, False, "effective_rank", None, True)
+    arguments = (pool, start, draws, None, seeds(pool), 4, False, "effective_rank", True)
     assert overload("greedy_select")(*arguments, backend)[0].tolist() == [[4, 7, 9, 19]]
     for n in (20, 5):  # the entries are draws, or rows
         fewer = torch.ones(1, n, 3)

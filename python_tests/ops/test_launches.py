@@ -137,7 +137,6 @@ def test_greedy(n: int) -> None:
                     256,
                     all_rows,
                     objective,
-                    None,
                     True,
                 )
             # the Gram matrix of a small pool

@@ -17,9 +17,6 @@ OF_A_NUMBER: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "info_nce_grad_norms": lambda a, b, x: sk.info_nce_grad_norms(a, b, temperature=x),
     "whiten": lambda a, b, x: sk.whiten(a, shrinkage=x),
     "whiten, n < d": lambda a, b, x: sk.whiten(a[:6], shrinkage=x),
-    "greedy_select": lambda a, b, x: (
-        sk.greedy_select(a, 4, candidates=None, start=0, window=(50 + x, 51 + x)).effective_rank
-    ),
     "whiten by zca, n < d": lambda a, b, x: sk.whiten(a[:6], shrinkage=x, method="zca"),
 }
 

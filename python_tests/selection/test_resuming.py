@@ -95,11 +95,9 @@ class Stream:
             self.partition = pick((True, False))
             self.options |= {"replacement": not self.partition, "min_seen": pick((0.0, 0.3, 0.9))}
         if self.kind == "pool":
-            self.options["draws"] = 3
+            self.options |= {"draws": 3, "window": pick((None, None, (1.2, 2.0)))}
         if self.kind in ("greedy", "live"):
             self.options |= {"candidates": pick((None, 2, 5)), "objective": pick(("effective_rank", "logdet"))}
-        if self.kind in ("pool", "greedy", "live"):
-            self.options["window"] = pick((None, None, (1.2, 2.0)))
         self.follows = self.kind in ("pool", "greedy") or self.kind.endswith("bank")
         self.main = Twin(self.kind, self.n, self.options)
         self.twins: list[Twin] = []

@@ -249,8 +249,8 @@ def test_comparisons_that_cannot_be_judged() -> None:
     compare.check(judged(strategies=("greedy-4",), target=0.5))
     with pytest.raises(ValueError, match=r"evaluate\.every = 10 leaves no evaluation .* 0\.1 of 50"):
         compare.check(judged(target_share=0.1))
-    with pytest.raises(ValueError, match=r"strategy 'greedy-4\+window' needs selection\.window"):
-        compare.check(judged(strategies=("random", "greedy-4+window")))
+    with pytest.raises(ValueError, match=r"strategy 'pool-low\+window' needs selection\.window"):
+        compare.check(judged(strategies=("random", "pool-low+window")))
 
 
 # --- files

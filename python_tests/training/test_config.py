@@ -83,7 +83,7 @@ def test_file(tmp_path: Path) -> None:
         ("evaluate: {every: 0}", r"evaluate\.every must be at least 1, got 0"),
         ("evaluate: {train_images: 100}", r"evaluate\.train_images must be at least 200, got 100"),
         ("selection: {strategy: greedy}", "unknown strategy 'greedy'"),
-        ("selection: {strategy: greedy-8+window}", r"needs selection\.window=\[low, high\]"),
+        ("selection: {strategy: pool-low+window}", r"needs selection\.window=\[low, high\]"),
         ("selection: {window: [5, 3]}", r"selection\.window must be \(low, high\)"),
         ("selection: {min_seen: 2}", r"selection\.min_seen must be in \[0, 1\], got 2"),
         ("compare: {seeds: [1, 1]}", r"compare\.seeds must be one or more different values"),
@@ -128,9 +128,9 @@ def test_bad_overrides() -> None:
         ("pool-0.25", "pool", 0.25, None, False),
         ("pool-high+window", "pool", "high", None, True),
         ("greedy-16", "greedy", None, 16, False),
-        ("greedy-all+window", "greedy", None, None, True),
+        ("greedy-all", "greedy", None, None, False),
         ("random+whiten", "random", None, None, False),
-        ("greedy-16+window+whiten", "greedy", None, 16, True),
+        ("pool-low+window+whiten", "pool", "low", None, True),
     ],
 )
 def test_strategies(name: str, kind: str, policy: object, candidates: int | None, window: bool) -> None:
@@ -144,7 +144,7 @@ def test_strategies(name: str, kind: str, policy: object, candidates: int | None
     "name",
     [
         "", "Random", "random+window", "pool", "pool-best", "pool-1.5", "greedy-0", "greedy-x", "greedy-8+wind",
-        "greedy-8+", "greedy-8+whiten+window", "greedy-8+whiten+whiten",
+        "greedy-8+", "greedy-8+window", "live-8+window", "pool-low+whiten+window", "greedy-8+whiten+whiten",
     ],
 )  # fmt: skip
 def test_bad_strategies(name: str) -> None:

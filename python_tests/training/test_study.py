@@ -31,10 +31,10 @@ def test_suspended_steps_count_as_the_usual_one(tmp_path: Path) -> None:
     assert [row["seconds"] for row in rows] == [0.0, 5.0, 10.0]
     assert [row["suspended"] for row in rows] == [0, 0, 1]
     assert rows[1]["effective_rank"] == 5.0
-    path = tmp_path / "greedy-64+window-seed12.csv"
+    path = tmp_path / "greedy-64+whiten-seed12.csv"
     study.write_csv(path, rows)
     read = study.read_cell(path)
-    assert (read.strategy, read.seed, read.evaluations[2]["linear"]) == ("greedy-64+window", 12, 0.7)
+    assert (read.strategy, read.seed, read.evaluations[2]["linear"]) == ("greedy-64+whiten", 12, 0.7)
 
 
 def test_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

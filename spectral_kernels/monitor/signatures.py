@@ -54,7 +54,7 @@ def flat_softmax(history: History) -> str | None:
     return (
         f"flat softmax: the negatives' weights vary by χ² = {now['chi2']:.2g} (healthy: above {FLAT_CHI2:g}), so that hard "
         "negatives count like easy ones and the gradient is that of the batch mean. Try a lower temperature, or batches "
-        "of lower effective rank (a selection window)"
+        "of lower effective rank (pool selection, policy 'low')"
     )
 
 

@@ -112,7 +112,7 @@ class SpectrumMonitor:
             query, key, queue: the embeddings as the loss was given them: (B, d), (B, d), (K, d) or None.
             value: of the loss.
             gradient_norm: of the parameters' gradient; every step's is used, due or not.
-            bank: its age is noted. window: the selector's, noted.
+            bank: its age is noted. window: the pool selector's, noted.
 
         Returns:
             The measurement, or None where the step was not due.

@@ -290,8 +290,6 @@ class GreedyBatchSampler(_BankBatchSampler):
         candidates: m, random rows looked at in each step; None looks at every row (without
             replacement of the step's stratum).
         objective: `"effective_rank"` or `"logdet"`.
-        window: (lo, hi) in units of effective rank, such as an `EffectiveRankWindow`. May be set
-            anew between batches.
         min_seen: the bank is cold while less than this share of the shard's rows, or fewer than
             batch_size, have an embedding.
         replacement: see above.
@@ -321,7 +319,6 @@ class GreedyBatchSampler(_BankBatchSampler):
         *,
         candidates: int | None = 64,
         objective: str = "effective_rank",
-        window: tuple[float, float] | None = None,
         min_seen: float = 0.9,
         replacement: bool = True,
         drop_last: bool = True,
@@ -339,19 +336,13 @@ class GreedyBatchSampler(_BankBatchSampler):
             num_replicas=num_replicas,
             rank=rank,
         )
-        self.candidates, self.objective, self.window = candidates, objective, window
+        self.candidates, self.objective = candidates, objective
         # the op judges its own arguments; here, so that a bad one is met before the first epoch
         self._greedy_select(torch.eye(2, device=bank.device), 1, None, derived_generator(seed))
 
     def _greedy_select(self, pool: Tensor, k: int, valid: Tensor | None, generator: torch.Generator) -> Selection:
         return greedy_select(
-            pool,
-            k,
-            candidates=self.candidates,
-            objective=self.objective,
-            window=self.window,
-            valid=valid,
-            generator=generator,
+            pool, k, candidates=self.candidates, objective=self.objective, valid=valid, generator=generator
         )
 
     def _select(self, progress: Progress, generator: torch.Generator) -> Tensor:
@@ -367,4 +358,4 @@ class GreedyBatchSampler(_BankBatchSampler):
         every = self.candidates is None or self.candidates * size >= len(order)
         draws = from_strata(order, size, None if every else self.candidates, generator)
         objective = "effective_rank" if last else self.objective
-        return greedy_select_among(self.bank.embeddings, draws, objective=objective, window=self.window)
+        return greedy_select_among(self.bank.embeddings, draws, objective=objective)

@@ -27,7 +27,7 @@ class LiveBatchSampler(BaseBatchSampler):
         embed: from rows (k,) int64 on the CPU to embeddings (k, d), zero rows where there is none. Called in the process that
             iterates, without gradients.
         pool: rows embedded for a batch, in batches.
-        candidates, objective, window: as in `greedy_select`; candidates None looks at the whole pool.
+        candidates, objective: as in `greedy_select`; candidates None looks at the whole pool.
         drop_last: see `RandomBatchSampler`; batches are whole either way.
         seed, num_replicas, rank: as in `RandomBatchSampler`.
 
@@ -49,7 +49,6 @@ class LiveBatchSampler(BaseBatchSampler):
         pool: int = 4,
         candidates: int | None = 64,
         objective: str = "effective_rank",
-        window: tuple[float, float] | None = None,
         drop_last: bool = True,
         seed: int = 0,
         num_replicas: int | None = None,
@@ -68,14 +67,12 @@ class LiveBatchSampler(BaseBatchSampler):
             bank=rows if isinstance(rows, MemoryBank) else None,
         )
         self.embed, self.pool = embed, pool
-        self.candidates, self.objective, self.window = candidates, objective, window
+        self.candidates, self.objective = candidates, objective
         # the op judges its own arguments; here, so that a bad one is met before the first epoch
         self._greedy_select(torch.eye(2), 1, derived_generator(seed))
 
     def _greedy_select(self, z: Tensor, k: int, generator: torch.Generator) -> Selection:
-        return greedy_select(
-            z, k, candidates=self.candidates, objective=self.objective, window=self.window, generator=generator
-        )
+        return greedy_select(z, k, candidates=self.candidates, objective=self.objective, generator=generator)
 
     def _choose(self, progress: Progress, generator: torch.Generator) -> Tensor:
         shard = progress.shard

@@ -1,4 +1,4 @@
-"""Window: the range of effective rank that a selector steers a batch into."""
+"""Window: the range of effective rank that a batch is chosen from."""
 
 import math
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class _Edges(NamedTuple):
 class EffectiveRankWindow(_Edges):
     """Range (lo, hi) of effective rank (theory.md §5): a pair, wherever a `window` is taken.
 
-    Inside it a selector draws at random, below it raises effective rank, above it lowers it.
+    Of its draws `pool_select` takes one inside, whatever the policy, and failing that the nearest.
 
     Raises:
         ValueError: not finite, or not 0 <= lo <= hi.
@@ -52,7 +52,7 @@ class EffectiveRankWindow(_Edges):
             batch_size: rows per batch.
             low, high: shares, 1 is the median; 0 <= low <= high.
             draws: random batches looked at.
-            order: of the effective rank; `greedy_select` works on order 2.
+            order: of the effective rank.
             generator: of any device; None uses torch's global one.
 
         Raises:

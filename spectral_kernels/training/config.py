@@ -19,8 +19,8 @@ class Strategy:
     """A parsed strategy name.
 
     kind: `"random"`, `"pool"`, `"greedy"` or `"live"`. policy: of the pool selector. candidates: of the greedy
-    builder, None for every row. window: whether the selector steers into `selection.window`. whiten: whether the
-    batch is whitened before the loss.
+    builder, None for every row. window: whether the pool selector prefers batches inside `selection.window`. whiten:
+    whether the batch is whitened before the loss.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Strategy:
 
 def parse_strategy(name: str) -> Strategy:
     """Read `random`, `pool-low`, `pool-balanced`, `pool-high`, `pool-0.25`, `greedy-64`, `greedy-all`, `live-64`,
-    `live-all`, the selectors optionally followed by `+window`, and all of them by `+whiten`.
+    `live-all`, the pool's optionally followed by `+window`, and all of them by `+whiten`.
 
     Raises:
         ValueError: any other name.
@@ -44,7 +44,7 @@ def parse_strategy(name: str) -> Strategy:
     if options == [option for option in chosen if chosen[option]]:
         if head == "random" and not chosen["window"]:
             return Strategy(name, "random", **chosen)
-        if kind in ("greedy", "live") and re.fullmatch(r"[1-9]\d{0,8}|all", value):
+        if kind in ("greedy", "live") and re.fullmatch(r"[1-9]\d{0,8}|all", value) and not chosen["window"]:
             return Strategy(name, kind, candidates=None if value == "all" else int(value), **chosen)
         if kind == "pool" and value in POLICIES:
             return Strategy(name, kind, policy=value, **chosen)
@@ -52,7 +52,7 @@ def parse_strategy(name: str) -> Strategy:
             return Strategy(name, kind, policy=float(value), **chosen)
     raise ValueError(
         f"unknown strategy {checks.shortened(name)}: random, pool-low, pool-balanced, pool-high, pool-QUANTILE, greedy-M "
-        "(such as greedy-64), greedy-all, live-M or live-all; the selectors optionally followed by +window, and all by +whiten"
+        "(such as greedy-64), greedy-all, live-M or live-all; pool-… optionally followed by +window, and all by +whiten"
     )
 
 
@@ -156,11 +156,10 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class SelectionConfig:
     """strategy: of `train`; see `parse_strategy`. draws: of the pool selector. live_pool: batches of images that `live`
-    embeds for each one it chooses. window: (low, high)
-    effective rank. min_seen: batches are random until this share of the pool has an embedding in the
-    memory bank. replacement: each batch chooses from the whole pool, instead of from what an epoch has
-    left. overlap: the next batch is chosen, by a thread of its own, while this one trains; the bank it is
-    chosen from is then one step older. A live pool is embedded by the model that trains: nothing overlaps.
+    embeds for each one it chooses. window: (low, high) effective rank, of `pool-…+window`. min_seen: batches are random
+    until this share of the pool has an embedding in the memory bank. replacement: each batch chooses from the whole pool,
+    instead of from what an epoch has left. overlap: the next batch is chosen, by a thread of its own, while this one trains;
+    the bank it is chosen from is then one step older. A live pool is embedded by the model that trains: nothing overlaps.
     """
 
     strategy: str = "greedy-64"

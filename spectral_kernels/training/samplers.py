@@ -29,27 +29,23 @@ def make_sampler(
     seed = derive_seed(config.train.seed, "sampler")
     if strategy.kind == "random":
         return RandomBatchSampler(bank, size, seed=seed)
-    window = selection.window if strategy.window else None
     if strategy.kind == "pool":
         return PoolBatchSampler(
             bank,
             size,
             draws=selection.draws,
             policy=strategy.policy,
-            window=window,
+            window=selection.window if strategy.window else None,
             min_seen=selection.min_seen,
             replacement=selection.replacement,
             seed=seed,
         )
     if strategy.kind == "live":
-        return LiveBatchSampler(
-            bank, size, embed, pool=selection.live_pool, candidates=strategy.candidates, window=window, seed=seed
-        )
+        return LiveBatchSampler(bank, size, embed, pool=selection.live_pool, candidates=strategy.candidates, seed=seed)
     return GreedyBatchSampler(
         bank,
         size,
         candidates=strategy.candidates,
-        window=window,
         min_seen=selection.min_seen,
         replacement=selection.replacement,
         seed=seed,

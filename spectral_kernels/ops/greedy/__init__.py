@@ -14,7 +14,6 @@ from spectral_kernels.ops._selection import (
     ValidRows,
     check_generator,
     check_valid,
-    check_window,
     draw_rows,
     draw_seed,
 )
@@ -23,8 +22,7 @@ __all__ = ["OBJECTIVES", "Selection", "greedy_select"]
 
 OBJECTIVES = ("effective_rank", "logdet")
 
-# rows drawn for the first pick, and per step inside a window when every row is a candidate: so many that a cold pool
-# seldom has none that is seen among them
+# rows drawn for the first pick: so many that a cold pool seldom has none that is seen among them
 SPARE_DRAWS = 16
 
 # pools up to here have their Gram matrix made beforehand on a GPU (order 2, all rows)
@@ -46,7 +44,7 @@ def _fake(
 # indices have no gradient; the C++ and Triton kernels look for NaN as they read the rows
 define(
     "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, SymInt k, bool all_rows, "
-    "str objective, Tensor? window, bool normalize) -> (Tensor, Tensor, Tensor)",
+    "str objective, bool normalize) -> (Tensor, Tensor, Tensor)",
     room="greedy",
     fake=_fake,
     cuda="own",
@@ -66,12 +64,10 @@ def _start_rows(
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cuda_fit(
-    pool: tuple[int, int, int], k: int, candidates: int | None, logdet: bool, window: bool, normalize: bool,
-    device: torch.device, wide: bool,
+    pool: tuple[int, int, int], k: int, candidates: int | None, logdet: bool, normalize: bool, device: torch.device,
+    wide: bool,
 ) -> Fit:  # fmt: skip
     """How pools (b, n, d) suit the cuda backend, whose blocks keep what a step adds to in their shared memory."""
-    if window:
-        return Fit("the cuda backend has no window")
     place = torch.cuda.current_device() if device.index is None else device.index
     if not torch.ops.spectral_kernels_cuda.greedy_fits(place, *pool, k, candidates or 0, logdet, normalize, wide):
         return Fit(f"the scores of {pool[1]} rows of {pool[2]} do not fit the shared memory of {device}")
@@ -84,7 +80,6 @@ def greedy_select(
     *,
     candidates: int | None = 64,
     objective: str = "effective_rank",
-    window: tuple[float, float] | None = None,
     start: int | None = None,
     valid: Tensor | None = None,
     normalize: bool = True,
@@ -106,8 +101,6 @@ def greedy_select(
             looks at every row.
         objective: `"effective_rank"` (order 2, of the uncentred second moment) or `"logdet"` (ln det(I + Σ xxᵀ/δ) with
             δ = 1e-3: D-optimal, DPP-MAP).
-        window: (lo, hi) in units of effective rank: below it a step raises the objective, above it lowers it, inside it
-            takes a random row.
         start: first row picked; None draws it.
         valid: (..., N) bool, False masks a row out.
         normalize: L2-normalise the rows first.
@@ -120,9 +113,9 @@ def greedy_select(
         other two stay as they were.
 
     Raises:
-        ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, bad window, start
-            outside the pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf, rows
-            too long for float64 to tell what they add to the log-determinant (as they are, of length 265 or more).
+        ValueError: wrong shape or dtype, k not in [1, N], candidates below 1, unknown objective, start outside
+            the pool or masked out, a valid mask that leaves fewer than k rows, a row that holds NaN or Inf, rows too long
+            for float64 to tell what they add to the log-determinant (as they are, of length 265 or more).
         BackendError: a forced backend that cannot run here.
     """
     pool = checks.floating(pool, "pool")
@@ -131,7 +124,6 @@ def greedy_select(
     if candidates is not None:
         candidates = checks.integer(candidates, "candidates", 1)
     checks.one_of(objective, "objective", OBJECTIVES)
-    edges = check_window(window)
     check_generator(generator)
     if valid is not None:
         valid = checks.tensor(valid, "valid")
@@ -139,9 +131,7 @@ def greedy_select(
     flat = flatten(pool)
     mask = None if valid is None else valid.reshape(-1, rows)
     first = _start_rows(start, flat, mask, left, generator)
-    draws = None
-    if candidates is not None or edges is not None:
-        draws = draw_rows(flat, left, (k, SPARE_DRAWS if candidates is None else candidates), generator)
+    draws = None if candidates is None else draw_rows(flat, left, (k, candidates), generator)
     seed = draw_seed(flat, generator)
     name = choose(
         "greedy_select",
@@ -152,28 +142,22 @@ def greedy_select(
             k,
             candidates,
             objective == "logdet",
-            edges is not None,
             normalize,
             pool.device,
             pool.dtype == torch.float64,
         ),
     )
     all_rows = candidates is None
-    chosen = op("greedy_select")(
-        flat.detach(), first, draws, mask, seed, k, all_rows, objective, edges, normalize, name
-    )
+    chosen = op("greedy_select")(flat.detach(), first, draws, mask, seed, k, all_rows, objective, normalize, name)
     return Selection(*(part.reshape(*pool.shape[:-2], k) for part in chosen))
 
 
-def greedy_select_among(
-    pool: Tensor, draws: Tensor, *, objective: str, window: tuple[float, float] | None
-) -> Selection:
+def greedy_select_among(pool: Tensor, draws: Tensor, *, objective: str) -> Selection:
     """As `greedy_select` of unit rows, each step looking at rows that are given: pool (N, d), draws (k, m) int64 on its device.
 
     Step i takes one of row i of draws, the first step its first. Where no two steps share a row, none is left without.
     """
     k, candidates = draws.shape
-    edges = check_window(window)
     name = choose(
         "greedy_select",
         pool.device,
@@ -182,7 +166,6 @@ def greedy_select_among(
             k,
             candidates,
             objective == "logdet",
-            edges is not None,
             True,
             pool.device,
             pool.dtype == torch.float64,
@@ -191,6 +174,6 @@ def greedy_select_among(
     # a step finds a row among its draws: no key decides
     seed = torch.zeros(1, dtype=torch.int64, device=pool.device)
     chosen = op("greedy_select")(
-        pool.detach()[None], draws[:1], draws[None], None, seed, k, False, objective, edges, True, name
+        pool.detach()[None], draws[:1], draws[None], None, seed, k, False, objective, True, name
     )
     return Selection(*(part[0] for part in chosen))

@@ -13,8 +13,6 @@ Rules that every backend keeps:
 - a step looks at the rows not yet taken that are valid and seen: among its draws, or among all of them;
 - of the scores within `TIE` of the best the first in the order of the draws is taken; of all rows, that of the lowest
   *key*. Keys are a random permutation (`row_keys` of the seed), so no row is favoured among equal ones;
-- with a window, a step raises R₂ below it, lowers it above it (log-det: its own objective), and inside it takes the
-  first of its draws that is left; an edge of the window is met within `TIE`;
 - a step that has nothing to look at takes the seen row left of the lowest key, and failing that the row left of the lowest;
 - rows as they are may be too long for the log-determinant: one whose q is all rounding when it is picked is an error.
 """
@@ -45,9 +43,9 @@ def _score(objective: str, normalize: bool, s: Tensor, q: Tensor, squares: Tenso
     return -s if normalize else (t + squares) ** 2 / (d + 2 * s + squares.square())
 
 
-def _best(score: Tensor, rows: Tensor, raise_it: bool) -> int:
+def _best(score: Tensor, rows: Tensor) -> int:
     """First of `rows` whose score is within the tie tolerance of the best."""
-    values = score[rows] if raise_it else -score[rows]
+    values = score[rows]
     best = values.max()
     return int(rows[values >= best - TIE * best.abs() - TIE_FLOOR][0])
 
@@ -78,7 +76,7 @@ def _too_long(row: int, batch: int | None) -> ValueError:
 
 def _select_one(
     rows: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: int, batch: int | None, k: int,
-    all_rows: bool, objective: str, window: list[float] | None, normalize: bool,
+    all_rows: bool, objective: str, normalize: bool,
 ) -> tuple[list[int], list[float], list[float]]:  # fmt: skip
     seen = is_seen(rows, normalize)
     x = read_rows(rows, normalize, torch.float64)
@@ -99,10 +97,7 @@ def _select_one(
     ranks: list[float] = []
     objectives: list[float] = []
     for step in range(k):
-        rank = ranks[-1] if ranks else 0.0
-        below = window is None or rank < window[0] * (1 - TIE)
-        inside = not below and rank <= window[1] * (1 + TIE)  # type: ignore[index]
-        if step == 0 or inside or not all_rows:
+        if step == 0 or not all_rows:
             looked = start if step == 0 else draws[step]  # type: ignore[index]
             looked = looked[(left & seen)[looked]]
         else:
@@ -110,11 +105,10 @@ def _select_one(
         if len(looked) == 0:
             fallback = left & seen if bool((left & seen).any()) else left
             pick = int(order[fallback[order]][0])
-        elif step == 0 or inside:
+        elif step == 0:
             pick = int(looked[0])
         else:
-            score = _score(objective, normalize, s, q, squares, t, d)
-            pick = _best(score, looked, raise_it=below)
+            pick = _best(_score(objective, normalize, s, q, squares, t, d), looked)
         left[pick] = False
         d += 2 * float(s[pick]) + float(squares[pick]) ** 2
         t += float(squares[pick])
@@ -135,7 +129,7 @@ def _select_one(
 
 def greedy_select(
     pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int, all_rows: bool,
-    objective: str, window: list[float] | None, normalize: bool,
+    objective: str, normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     checks.finite_rows(pool, "pool")
     checks.inside(start, "start", pool.shape[1])
@@ -146,7 +140,7 @@ def greedy_select(
     chosen = [
         _select_one(
             pool[i], start[i], None if draws is None else draws[i], None if valid is None else valid[i],
-            int(seed[i]), i if len(pool) > 1 else None, k, all_rows, objective, window, normalize,
+            int(seed[i]), i if len(pool) > 1 else None, k, all_rows, objective, normalize,
         )
         for i in range(len(pool))
     ]  # fmt: skip

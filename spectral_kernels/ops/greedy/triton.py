@@ -27,7 +27,6 @@ from spectral_kernels.ops._triton import (
     launch,
     note,
     power_of_two,
-    split_float,
 )
 from spectral_kernels.ops.covariance.triton import moments
 from spectral_kernels.ops.greedy import GRAM_ROWS
@@ -174,8 +173,8 @@ def first_left(free, n, seed, bits, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def signed_score(overlap, square, t, frobenius, sign, LOGDET: tl.constexpr, NORMALIZE: tl.constexpr):
-    """What a step maximises, from overlap = Σ (x_j·u)² and square = ‖x_j‖²; sign −1 where the objective is to be lowered."""
+def score_of(overlap, square, t, frobenius, LOGDET: tl.constexpr, NORMALIZE: tl.constexpr):
+    """What a step maximises, from overlap = Σ (x_j·u)² and square = ‖x_j‖²."""
     if LOGDET:
         score = tl.maximum(square / DELTA - overlap, 0.0)
     elif NORMALIZE:
@@ -183,7 +182,7 @@ def signed_score(overlap, square, t, frobenius, sign, LOGDET: tl.constexpr, NORM
     else:
         after = frobenius + 2.0 * overlap + square * square
         score = (t + square) * (t + square) / tl.where(after > 0, after, 1.0)
-    return score * sign
+    return score
 
 
 @triton.jit
@@ -192,9 +191,7 @@ def within_tie(value, best):
 
 
 @triton.jit
-def best_of_all(
-    overlaps, squares, free, n, seed, bits, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK: tl.constexpr
-):  # fmt: skip
+def best_of_all(overlaps, squares, free, n, seed, bits, t, frobenius, LOGDET, NORMALIZE, BLOCK: tl.constexpr):
     """Of the free rows whose score ties with the best of all that of the lowest key; n if no row is free and seen."""
     best = tl.full([], float("-inf"), dtype=tl.float64)
     for first in range(0, n, BLOCK):
@@ -202,7 +199,7 @@ def best_of_all(
         usable = tl.load(free + rows, mask=rows < n, other=0) == FREE_SEEN
         overlap = tl.load(overlaps + rows, mask=rows < n, other=0.0)
         square = tl.load(squares + rows, mask=rows < n, other=1.0)
-        value = signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE)
+        value = score_of(overlap, square, t, frobenius, LOGDET, NORMALIZE)
         best = tl.maximum(best, tl.max(tl.where(usable, value, float("-inf")), 0))
     none = tl.full([], 1, dtype=tl.int64) << bits
     key = none
@@ -211,7 +208,7 @@ def best_of_all(
         usable = tl.load(free + rows, mask=rows < n, other=0) == FREE_SEEN
         overlap = tl.load(overlaps + rows, mask=rows < n, other=0.0)
         square = tl.load(squares + rows, mask=rows < n, other=1.0)
-        value = signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE)
+        value = score_of(overlap, square, t, frobenius, LOGDET, NORMALIZE)
         ties = usable & within_tie(value, best)
         if tl.max(tl.where(ties, 1, 0), 0) > 0:
             key = tl.minimum(key, tl.min(tl.where(ties, keys_of(rows, seed, bits), none), 0))
@@ -220,7 +217,7 @@ def best_of_all(
 
 @triton.jit
 def best_of_draws(
-    drawn, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign, LOGDET, NORMALIZE,
+    drawn, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, LOGDET, NORMALIZE,
     BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """First drawn row, free and seen, whose score ties with the best of the draws; n if there is none."""
@@ -249,7 +246,7 @@ def best_of_draws(
             overlap += tl.sum(product * product, 1)
         usable = tl.load(free + rows, mask=inside, other=0) == FREE_SEEN
         square = tl.load(squares + rows, mask=inside, other=1.0)
-        value = tl.where(usable, signed_score(overlap, square, t, frobenius, sign, LOGDET, NORMALIZE), float("-inf"))
+        value = tl.where(usable, score_of(overlap, square, t, frobenius, LOGDET, NORMALIZE), float("-inf"))
         tl.store(scores + at, value, mask=at < m)
         best = tl.maximum(best, tl.max(value, 0))
     tl.debug_barrier()
@@ -266,10 +263,9 @@ def best_of_draws(
 @triton.jit(do_not_specialize=["n", "bits", "k", "s", "m"])
 def greedy_kernel(
     x, start, draws, gram, seeds, squares, free, overlaps, vectors, scores, indices, ranks, objectives,
-    errors, n_unit, n, bits, d, k, s, m, low, low_rest, high, high_rest,
-    ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, WINDOW: tl.constexpr, NORMALIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    errors, n_unit, n, bits, d, k, s, m,
+    ALL_ROWS: tl.constexpr, LOGDET: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The k steps of one pool. `x` (b, n, d), `squares` and `free` are as `read_pool_kernel` left them; `vectors` (b, k, d)
     takes u. With `gram` x is not looked at. Keys have `bits` bits.
@@ -297,35 +293,21 @@ def greedy_kernel(
     seed = tl.load(seeds + batch)
     columns = tl.arange(0, BLOCK_D)
     zero = tl.full([], 0.0, dtype=tl.float64)
-    lower = zero + low + low_rest
-    upper = zero + high + high_rest
     t = zero
     frobenius = zero
     gain = zero
-    rank = zero
     for step in range(0, k):
         pick = tl.full([], 0, dtype=tl.int64) + n
-        sign = zero + 1.0
-        within = zero > 0
         at_step = tl.full([], 0, dtype=tl.int64) + step
-        if WINDOW:
-            within = (rank >= lower) & (rank <= upper)
-            sign = tl.where(rank < lower, 1.0, -1.0).to(tl.float64)
         if step == 0:
             pick = first_free(start, s, free, n, BLOCK_M)
-        elif within:
-            if draws is not None:
-                pick = first_free(draws + at_step * m, m, free, n, BLOCK_M)
+        elif ALL_ROWS:
+            pick = best_of_all(overlaps, squares, free, n, seed, bits, t, frobenius, LOGDET, NORMALIZE, BLOCK_L)
         else:
-            if ALL_ROWS:
-                pick = best_of_all(
-                    overlaps, squares, free, n, seed, bits, t, frobenius, sign, LOGDET, NORMALIZE, BLOCK_L
-                )  # fmt: skip
-            else:
-                pick = best_of_draws(
-                    draws + at_step * m, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, sign,
-                    LOGDET, NORMALIZE, BLOCK_M, BLOCK_S, BLOCK_K,
-                )  # fmt: skip
+            pick = best_of_draws(
+                draws + at_step * m, m, x, vectors, squares, free, scores, step, n, d, t, frobenius,
+                LOGDET, NORMALIZE, BLOCK_M, BLOCK_S, BLOCK_K,
+            )  # fmt: skip
         if pick >= n:
             pick = first_left(free, n, seed, bits, BLOCK_L)
         # where no row is left, as after a mask of too few, the step takes a row of zeros: sums and rank stay as they are
@@ -413,7 +395,7 @@ def _wants_gram(n: int, k: int) -> bool:
 
 def greedy_select(
     pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int, all_rows: bool,
-    objective: str, window: list[float] | None, normalize: bool,
+    objective: str, normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     pool, k, words = dense_rows(in_range(pool, valid, objective, normalize)), int(k), error_words(pool)
     b, n, d = pool.shape
@@ -437,7 +419,6 @@ def greedy_select(
         wide = rows if rows.dtype == torch.float64 else rows.float()
         gram = moments(wide, None, False, False, acc=torch.float64, gram=True).matrix
     candidates = 1 if draws is None else draws.shape[-1]
-    low, high = (0.0, 0.0) if window is None else window
     indices = start.new_empty(b, k)
     ranks, objectives = pool.new_empty(b, k, dtype=acc), pool.new_empty(b, k, dtype=acc)
     launch(
@@ -451,12 +432,8 @@ def greedy_select(
             None if all_rows else pool.new_empty(b, candidates, dtype=torch.float64),
             indices, ranks, objectives, words, *(in_units(n) if gram is not None else (1, n)),
             max(KEY_BITS, (n - 1).bit_length()), d, k, start.shape[-1], candidates,
-            *split_float(low * (1 - TIE)), *split_float(high * (1 + TIE)),
         ),
-        {
-            "ALL_ROWS": all_rows, "LOGDET": logdet, "WINDOW": window is not None, "NORMALIZE": normalize,
-            "BLOCK_D": power_of_two(d),
-        },
+        {"ALL_ROWS": all_rows, "LOGDET": logdet, "NORMALIZE": normalize, "BLOCK_D": power_of_two(d)},
         GREEDY,
     )  # fmt: skip
     return indices, ranks, objectives
@@ -465,20 +442,20 @@ def greedy_select(
 def aot_calls() -> list[AotCall]:
     """Calls whose launches cover this module's kernels and configurations."""
 
-    def call(n: int, d: int, all_rows: bool, objective: str, dtype: torch.dtype, window: list[float] | None) -> None:
+    def call(n: int, d: int, all_rows: bool, objective: str, dtype: torch.dtype, normalize: bool) -> None:
         pool = torch.empty(1, n, d, dtype=dtype, device="meta")
         start = torch.empty(1, 16, dtype=torch.int64, device="meta")
-        draws = torch.empty(1, 256, 64, dtype=torch.int64, device="meta") if window or not all_rows else None
+        draws = None if all_rows else torch.empty(1, 256, 64, dtype=torch.int64, device="meta")
         valid = torch.empty(1, n, dtype=torch.bool, device="meta")
         seed = torch.empty(1, dtype=torch.int64, device="meta")
-        greedy_select(pool, start, draws, valid, seed, 256, all_rows, objective, window, window is None)
+        greedy_select(pool, start, draws, valid, seed, 256, all_rows, objective, normalize)
 
     return [
-        lambda: call(4096, 128, True, "effective_rank", torch.float32, None),
-        lambda: call(50000, 128, True, "effective_rank", torch.float32, None),
-        lambda: call(50000, 512, True, "effective_rank", torch.bfloat16, [1.0, 2.0]),
-        lambda: call(50000, 128, True, "logdet", torch.float32, None),
-        lambda: call(50000, 128, False, "effective_rank", torch.float32, None),
-        lambda: call(50000, 512, False, "logdet", torch.float64, [1.0, 2.0]),
-        lambda: call(50000, 128, False, "effective_rank", torch.float64, None),
+        lambda: call(4096, 128, True, "effective_rank", torch.float32, True),
+        lambda: call(50000, 128, True, "effective_rank", torch.float32, True),
+        lambda: call(50000, 512, True, "effective_rank", torch.bfloat16, False),
+        lambda: call(50000, 128, True, "logdet", torch.float32, True),
+        lambda: call(50000, 128, False, "effective_rank", torch.float32, True),
+        lambda: call(50000, 512, False, "logdet", torch.float64, False),
+        lambda: call(50000, 128, False, "effective_rank", torch.float64, True),
     ]
