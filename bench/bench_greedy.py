@@ -91,7 +91,6 @@ def jobs() -> Iterator[Job]:
             None,
             torch.zeros(1, dtype=torch.int64),
             K,
-            False,
             "effective_rank",
             True,
             "cpp",

@@ -140,7 +140,7 @@ int64_t fewest_left(const Tensor& valid) {
 
 std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tensor& start_, std::optional<Tensor> draws,
                                                  std::optional<Tensor> valid, const Tensor& seed_, int64_t k,
-                                                 bool all_rows, std::string objective, bool normalize) {
+                                                 std::string objective, bool normalize) {
   const Tensor pool = pool_.stride(2) == 1 ? pool_ : torch::stable::contiguous(pool_);
   const int64_t n = pool.size(1);
   const Tensor start = checked_indices(start_, n, "start");
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> greedy_select(const Tensor& pool_, const Tens
     }
   }
   const Tensor seed = torch::stable::contiguous(seed_);
-  const Arguments arguments{pool, start, draws, valid, seed, {k, all_rows, objective == "logdet", normalize}};
+  const Arguments arguments{pool, start, draws, valid, seed, {k, !draws, objective == "logdet", normalize}};
   const bool wide = pool.scalar_type() == ScalarType::Double;
   const ScalarType values = wide ? ScalarType::Double : ScalarType::Float;
   Tensor indices = torch::stable::new_empty(pool, {pool.size(0), k}, ScalarType::Long);

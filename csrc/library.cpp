@@ -91,7 +91,7 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
       "info_nce_grad_norms(Tensor query, Tensor key, Tensor? queue, float temperature, str loss, str precision)"
       " -> Tensor");
   m.def(
-      "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, int k, bool all_rows,"
+      "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, int k,"
       " str objective, bool normalize) -> (Tensor, Tensor, Tensor)");
   m.def(
       "memory_bank_update(Tensor(a!) embeddings, Tensor(b!) updated, Tensor active, Tensor indices, Tensor z, int step)"

@@ -123,7 +123,7 @@ def _greedy(z: Tensor, all_rows: bool, objective: str, normalize: bool) -> tuple
     valid = torch.rand((b, n), generator=_generator()) < 0.8
     valid[:, : min(n, 12)] = True
     seed = torch.randint(1 << 62, (b,), generator=_generator())
-    return z, start, draws, valid, seed, min(n, 12), all_rows, objective, normalize
+    return z, start, draws, valid, seed, min(n, 12), objective, normalize
 
 
 def _cases() -> list[Case]:

@@ -240,7 +240,7 @@ def _drawn_rows(
     )
     chosen = op("greedy_select")(
         rows.unsqueeze(0), place[torch.searchsorted(numbers, start)], place[torch.searchsorted(numbers, draws)], None,
-        seed, k, False, objective, True, choose("greedy_select", rows.device, None),
+        seed, k, objective, True, choose("greedy_select", rows.device, None),
     )  # fmt: skip
     indices, ranks, objectives = (part[0] for part in chosen)
     return Selection(held[indices], ranks, objectives)

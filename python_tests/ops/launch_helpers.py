@@ -20,7 +20,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def greedy_call(b: int, n: int, d: int, all_rows: bool, objective: str) -> object:
     k = min(n, 256)
     start, draws = meta(b, 16, dtype=torch.int64), None if all_rows else meta(b, k, 64, dtype=torch.int64)
-    return greedy.greedy_select(meta(b, n, d), start, draws, None, start[:, 0], k, all_rows, objective, True)
+    return greedy.greedy_select(meta(b, n, d), start, draws, None, start[:, 0], k, objective, True)
 
 
 def whitening_call(b: int, n: int, d: int, method: str) -> object:

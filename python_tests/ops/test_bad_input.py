@@ -137,7 +137,7 @@ def test_greedy_op_outside_the_pool(name: str, backend: str, objective: str) -> 
     given = {"start": torch.tensor([[0]]), "draws": torch.tensor([[[1], [2]]]), "valid": None, **GREEDY[name]}
     call = overload("greedy_select")
     with pytest.raises(ValueError, match=f"^{name} "):
-        call(Z[None], given["start"], given["draws"], given["valid"], SEED, 2, False, objective, True, backend)
+        call(Z[None], given["start"], given["draws"], given["valid"], SEED, 2, objective, True, backend)
 
 
 @pytest.mark.parametrize("backend", ("reference", "cpp"))

@@ -57,7 +57,7 @@ def pick(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     seed = SEED.expand(len(pool)).contiguous()
     if backend == "triton":
-        return greedy.greedy_select(pool, start, draws, valid, seed, k, draws is None, objective, normalize)
+        return greedy.greedy_select(pool, start, draws, valid, seed, k, objective, normalize)
     *found, _plan = emulation.greedy_select(
         pool.numpy(), start.numpy(), None if draws is None else draws.numpy(),
         None if valid is None else valid.numpy(), seed.numpy(), k, objective == "logdet", normalize, multiprocessors=3,
@@ -117,7 +117,7 @@ def test_rows_that_are_not_finite_are_never_picked(
     valid = torch.ones(1, n, dtype=torch.bool)
     valid[0, 3] = valid[0, n - 1] = False
     start = torch.tensor([[3, 1]])
-    expected = reference.greedy_select(pool, start, draws, valid, SEED, K, draws is None, objective, normalize)
+    expected = reference.greedy_select(pool, start, draws, valid, SEED, K, objective, normalize)
     pool[0, 3, 4] = pool[0, n - 1, 0] = bad
     found = pick(backend, emulation, guarded(pool), start, draws, None, objective, normalize)
     assert torch.equal(found[0], expected[0])

@@ -54,7 +54,7 @@ def check(
         emulation, pool, start, draws, valid, k, objective, normalize, **machine
     )  # fmt: skip
     expected, expected_ranks, expected_objectives = reference.greedy_select(
-        pool, start, draws, valid, seeds(pool), k, draws is None, objective, normalize
+        pool, start, draws, valid, seeds(pool), k, objective, normalize
     )
     if objective == "logdet":
         # near-ties are decided by rounding: the objective reached is compared

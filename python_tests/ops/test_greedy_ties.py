@@ -168,7 +168,7 @@ def test_the_first_draw_wins(backend: str, emulation: ModuleType) -> None:
     """A row drawn twice stands where it was drawn first; what is taken is passed over."""
     pool = torch.ones(1, 20, 3)
     start, draws = torch.tensor([[4]]), torch.tensor([[[0, 0, 0], [7, 3, 7], [4, 9, 2], [19, 1, 9]]])
-    arguments = (pool, start, draws, None, seeds(pool), 4, False, "effective_rank", True)
+    arguments = (pool, start, draws, None, seeds(pool), 4, "effective_rank", True)
     assert overload("greedy_select")(*arguments, backend)[0].tolist() == [[4, 7, 9, 19]]
     for n in (20, 5):  # the entries are draws, or rows
         fewer = torch.ones(1, n, 3)

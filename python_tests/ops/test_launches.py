@@ -135,7 +135,6 @@ def test_greedy(n: int) -> None:
                     None,
                     start[0],
                     256,
-                    all_rows,
                     objective,
                     True,
                 )

@@ -24,7 +24,7 @@ from spectral_kernels.ops.greedy import triton as greedy
 pool = torch.empty(1, int(sys.argv[1]), 128, device="meta")
 start = torch.empty(1, 16, dtype=torch.int64, device="meta")
 with recording() as records:
-    greedy.greedy_select(pool, start, None, None, start[0], 64, True, "effective_rank", True)
+    greedy.greedy_select(pool, start, None, None, start[0], 64, "effective_rank", True)
 record = records[-1]
 source = ASTSource(record.kernel, record.signature, record.constants, record.attributes)
 options = {"num_warps": record.configuration.num_warps, "num_stages": record.configuration.num_stages}

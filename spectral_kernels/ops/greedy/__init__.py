@@ -43,7 +43,7 @@ def _fake(
 
 # indices have no gradient; the C++ and Triton kernels look for NaN as they read the rows
 define(
-    "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, SymInt k, bool all_rows, "
+    "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, SymInt k, "
     "str objective, bool normalize) -> (Tensor, Tensor, Tensor)",
     room="greedy",
     fake=_fake,
@@ -147,8 +147,7 @@ def greedy_select(
             pool.dtype == torch.float64,
         ),
     )
-    all_rows = candidates is None
-    chosen = op("greedy_select")(flat.detach(), first, draws, mask, seed, k, all_rows, objective, normalize, name)
+    chosen = op("greedy_select")(flat.detach(), first, draws, mask, seed, k, objective, normalize, name)
     return Selection(*(part.reshape(*pool.shape[:-2], k) for part in chosen))
 
 
@@ -173,7 +172,5 @@ def greedy_select_among(pool: Tensor, draws: Tensor, *, objective: str) -> Selec
     )
     # a step finds a row among its draws: no key decides
     seed = torch.zeros(1, dtype=torch.int64, device=pool.device)
-    chosen = op("greedy_select")(
-        pool.detach()[None], draws[:1], draws[None], None, seed, k, False, objective, True, name
-    )
+    chosen = op("greedy_select")(pool.detach()[None], draws[:1], draws[None], None, seed, k, objective, True, name)
     return Selection(*(part[0] for part in chosen))

@@ -76,7 +76,7 @@ def _too_long(row: int, batch: int | None) -> ValueError:
 
 def _select_one(
     rows: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: int, batch: int | None, k: int,
-    all_rows: bool, objective: str, normalize: bool,
+    objective: str, normalize: bool,
 ) -> tuple[list[int], list[float], list[float]]:  # fmt: skip
     seen = is_seen(rows, normalize)
     x = read_rows(rows, normalize, torch.float64)
@@ -97,11 +97,8 @@ def _select_one(
     ranks: list[float] = []
     objectives: list[float] = []
     for step in range(k):
-        if step == 0 or not all_rows:
-            looked = start if step == 0 else draws[step]  # type: ignore[index]
-            looked = looked[(left & seen)[looked]]
-        else:
-            looked = order[(left & seen)[order]]
+        looked = start if step == 0 else order if draws is None else draws[step]
+        looked = looked[(left & seen)[looked]]
         if len(looked) == 0:
             fallback = left & seen if bool((left & seen).any()) else left
             pick = int(order[fallback[order]][0])
@@ -128,8 +125,8 @@ def _select_one(
 
 
 def greedy_select(
-    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int, all_rows: bool,
-    objective: str, normalize: bool,
+    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int, objective: str,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     checks.finite_rows(pool, "pool")
     checks.inside(start, "start", pool.shape[1])
@@ -140,7 +137,7 @@ def greedy_select(
     chosen = [
         _select_one(
             pool[i], start[i], None if draws is None else draws[i], None if valid is None else valid[i],
-            int(seed[i]), i if len(pool) > 1 else None, k, all_rows, objective, normalize,
+            int(seed[i]), i if len(pool) > 1 else None, k, objective, normalize,
         )
         for i in range(len(pool))
     ]  # fmt: skip

@@ -284,12 +284,11 @@ def greedy_kernel(
         overlaps += batch * n
     else:
         scores += batch * m
+        draws += batch * k * m
     if LOGDET or not ALL_ROWS:
         vectors += batch * k * d
     if gram is not None:
         gram += batch * n * n
-    if draws is not None:
-        draws += batch * k * m
     seed = tl.load(seeds + batch)
     columns = tl.arange(0, BLOCK_D)
     zero = tl.full([], 0.0, dtype=tl.float64)
@@ -394,8 +393,8 @@ def _wants_gram(n: int, k: int) -> bool:
 
 
 def greedy_select(
-    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int, all_rows: bool,
-    objective: str, normalize: bool,
+    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int, objective: str,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     pool, k, words = dense_rows(in_range(pool, valid, objective, normalize)), int(k), error_words(pool)
     b, n, d = pool.shape
@@ -403,7 +402,7 @@ def greedy_select(
     squares = pool.new_empty(b, n, dtype=torch.float64)
     free = pool.new_empty(b, n, dtype=torch.uint8)
     mask = None if valid is None else valid.contiguous().view(torch.uint8)
-    logdet = objective == "logdet"
+    all_rows, logdet = draws is None, objective == "logdet"
     rows = pool.new_empty(b, n, d, dtype=acc) if normalize else pool.contiguous()
     blocks = -(-n // READ["BLOCK_N"])
     launch(
@@ -448,7 +447,7 @@ def aot_calls() -> list[AotCall]:
         draws = None if all_rows else torch.empty(1, 256, 64, dtype=torch.int64, device="meta")
         valid = torch.empty(1, n, dtype=torch.bool, device="meta")
         seed = torch.empty(1, dtype=torch.int64, device="meta")
-        greedy_select(pool, start, draws, valid, seed, 256, all_rows, objective, normalize)
+        greedy_select(pool, start, draws, valid, seed, 256, objective, normalize)
 
     return [
         lambda: call(4096, 128, True, "effective_rank", torch.float32, True),
