@@ -3,8 +3,8 @@
     python bench/aot.py
     python bench/aot.py --only tiles --arch 90
 
-Each `triton.py` lists in `aot_calls()` what to launch on meta tensors; the launches are recorded as Triton types and
-specialises them on a GPU (`ops/_triton.py`) and compiled one by one; csrc/*.cu are compiled where there is an nvcc, for
+Modules list in `aot_calls()` what to launch on meta tensors; the launches are recorded as Triton types and specialises
+them on a GPU (`kernels/launch.py`) and compiled one by one; csrc/*.cu are compiled where there is an nvcc, for
 sm_90a too. What a cubin takes and does is read back: registers, stack, shared memory, matrix instructions, and the bytes
 that its loops load from global memory by instructions of 4 bytes and less, and by all. It fails
 
@@ -47,7 +47,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 import setup  # noqa: E402
-from spectral_kernels.ops._triton import Configuration, Record, recording  # noqa: E402
+from spectral_kernels.kernels.launch import Configuration, Record, recording  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 # one variant a kernel: nothing is promised of these yet
@@ -64,9 +64,11 @@ STACK_LIMIT = 512
 
 
 def kernel_modules() -> list[ModuleType]:
-    """Every module of the package that holds Triton kernels."""
-    paths = sorted((ROOT / "spectral_kernels" / "ops").rglob("*.py"))
-    paths = [path for path in paths if "\ndef aot_calls(" in path.read_text(encoding="utf-8")]
+    """Every module of the package that holds Triton kernels, or calls that launch them."""
+    paths = sorted((ROOT / "spectral_kernels").rglob("*.py"))
+    paths = [
+        path for path in paths if re.search(r"^@triton\.jit|^def aot_calls\(", path.read_text("utf-8"), re.MULTILINE)
+    ]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
     return [importlib.import_module(name) for name in names]
 
@@ -105,7 +107,7 @@ def collect() -> tuple[dict[str, Record], list[str]]:
     modules = kernel_modules()
     with recording() as records:
         for module in modules:
-            for call in module.aot_calls():
+            for call in getattr(module, "aot_calls", list)():
                 call()
     complaints = []
     kernels = {record.kernel.fn.__qualname__ for record in records}
@@ -114,7 +116,7 @@ def collect() -> tuple[dict[str, Record], list[str]]:
         for kernel in shipped_kernels(module):
             if kernel.fn.__qualname__ not in kernels:
                 complaints.append(f"{module.__name__}: no aot call reaches {kernel.fn.__qualname__}")
-        configurations: dict[str, Configuration] = module.CONFIGURATIONS
+        configurations: dict[str, Configuration] = getattr(module, "CONFIGURATIONS", {})
         for name, configuration in configurations.items():
             if id(configuration) not in used:
                 complaints.append(f"{module.__name__}: no aot call reaches configuration {name!r}")

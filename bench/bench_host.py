@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 
 import spectral_kernels as sk  # noqa: E402
 from spectral_kernels import backends  # noqa: E402
-from spectral_kernels.ops import _launch  # noqa: E402
+from spectral_kernels.kernels import launch  # noqa: E402
 
 REPEATS, TURNS = 20, 300
 
@@ -47,11 +47,11 @@ def stub() -> None:
     """Makes CPU tensors pass for those on a GPU."""
     compiled = Compiled()
     zeros = torch.zeros(1 << 20)
-    setattr(_launch, "current_device", lambda: -1)  # noqa: B010 (mypy: a stub)
-    setattr(_launch, "current_stream", lambda device: 0)  # noqa: B010
-    setattr(_launch, "through_triton", lambda *_: compiled)  # noqa: B010
+    setattr(launch, "current_device", lambda: -1)  # noqa: B010 (mypy: a stub)
+    setattr(launch, "current_stream", lambda device: 0)  # noqa: B010
+    setattr(launch, "through_triton", lambda *_: compiled)  # noqa: B010
     setattr(backends, "why_unavailable", lambda *_: None)  # noqa: B010
-    for module in [module for name, module in sys.modules.items() if name.startswith("spectral_kernels.ops.")]:
+    for module in [module for name, module in sys.modules.items() if name.startswith("spectral_kernels.")]:
         if hasattr(module, "counters"):
             setattr(module, "counters", lambda like, count: zeros)  # noqa: B010
     sk.set_checks(False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectral_kernels.ops import _triton
+from spectral_kernels.kernels import sums
 
 
 class Gpu:
@@ -33,11 +33,11 @@ class Gpu:
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
         monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: self.backend)
         monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: self.segments)
-        monkeypatch.setattr(_triton, "_counters", {})
+        monkeypatch.setattr(sums, "_counters", {})
 
     def counters(self, count: int = 5) -> Tensor:
         like: Any = SimpleNamespace(device=torch.device("cuda", 0))
-        return _triton.counters(like, count)
+        return sums.counters(like, count)
 
 
 @pytest.fixture

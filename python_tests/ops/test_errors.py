@@ -15,8 +15,8 @@ from torch import Tensor
 import spectral_kernels as sk
 from spectral_kernels import errors
 from spectral_kernels.errors import CLEAN, STRIDE
+from spectral_kernels.kernels.launch import recording
 from spectral_kernels.library import overload
-from spectral_kernels.ops._triton import recording
 from spectral_kernels.ops.covariance import triton as covariance
 from spectral_kernels.ops.effective_rank import triton as effective_rank
 from spectral_kernels.ops.greedy import triton as greedy
@@ -296,7 +296,7 @@ def test_the_chip_notes_rows_and_masks(emulation: ModuleType) -> None:
 
 @pytest.mark.parametrize("center", (False, True))
 def test_wide_covariances_note_rows(center: bool) -> None:
-    """Those that wide.py makes."""
+    """Those that kernels/wide.py makes."""
     z = torch.randn(1100, 140)
     z[1099, 139] = math.inf
     z[17, 3] = math.nan

@@ -8,8 +8,9 @@ from launch_helpers import CALLS, meta
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectral_kernels.ops import _launch
-from spectral_kernels.ops._triton import Configuration, recording, split_float
+from spectral_kernels.kernels import launch
+from spectral_kernels.kernels.launch import Configuration, recording
+from spectral_kernels.kernels.precision import split_float
 from spectral_kernels.ops.whitening import triton as whitening
 
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "linalg_eigh", "item")
@@ -95,15 +96,15 @@ USE = Configuration({"BLOCK": 64})
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    monkeypatch.setattr(_launch, "current_device", lambda: -1)
-    monkeypatch.setattr(_launch, "current_stream", lambda device: 99)
-    monkeypatch.setattr(_launch, "_held", {})
-    monkeypatch.setattr(_launch, "_plans", {})
+    monkeypatch.setattr(launch, "current_device", lambda: -1)
+    monkeypatch.setattr(launch, "current_stream", lambda device: 99)
+    monkeypatch.setattr(launch, "_held", {})
+    monkeypatch.setattr(launch, "_plans", {})
     return Kernel()
 
 
 def run(kernel: Kernel, x: Tensor, y: Tensor | None, n: int = 5, d: int = 32, flag: bool = True) -> None:
-    _launch.launch(kernel, 7, (x, y, n, d, 0.5), {"FLAG": flag}, USE)
+    launch.launch_directly(kernel, 7, (x, y, n, d, 0.5), {"FLAG": flag}, USE)
 
 
 def test_a_second_launch_goes_past_triton(kernel: Kernel) -> None:
@@ -143,12 +144,12 @@ def test_what_is_not_told_apart_goes_through_triton(kernel: Kernel, monkeypatch:
     kernel.pre_run_hooks.append(print)
     run(kernel, x, x)
     kernel.pre_run_hooks.clear()
-    _launch.knobs.runtime.launch_enter_hook.add(print)
+    launch.knobs.runtime.launch_enter_hook.add(print)
     try:
         run(kernel, x, x)
     finally:
-        _launch.knobs.runtime.launch_enter_hook.remove(print)
-    monkeypatch.setattr(_launch, "DIRECT", False)
+        launch.knobs.runtime.launch_enter_hook.remove(print)
+    monkeypatch.setattr(launch, "DIRECT", False)
     run(kernel, x, x)
     assert kernel.through_triton == 6
     assert not any(compiled.launches for compiled in kernel.compiled)

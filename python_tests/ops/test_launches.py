@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectral_kernels.ops._triton import Record, recording
+from spectral_kernels.kernels.launch import Record, recording
 from spectral_kernels.ops.covariance import triton as covariance
 from spectral_kernels.ops.effective_rank import triton as effective_rank
 from spectral_kernels.ops.greedy import triton as greedy

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 import spectral_kernels as sk
-from spectral_kernels.ops import _triton
+from spectral_kernels.kernels import sums
 
 TREES = ((1, 1), (2, 3), (8, 9), (9, 12), (64, 73), (65, 77))
 
 
 @pytest.mark.parametrize("splits, slots", TREES)
 def test_size_of_the_tree(splits: int, slots: int) -> None:
-    assert _triton.part_slots(splits) == slots
+    assert sums.part_slots(splits) == slots
 
 
 @pytest.mark.parametrize("center", (False, True))
@@ -35,10 +35,11 @@ def test_covariance_of_many_parts(n: int, d: int) -> None:
 def test_counters_are_zero_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a stream keeps its counters."""
     kept: dict[int, torch.Tensor] = {}
-    monkeypatch.setattr(
-        "spectral_kernels.ops.covariance.triton.counters",
-        lambda like, count: kept.setdefault(count, torch.zeros(count, dtype=torch.int32)),
-    )
+    for module in ("row_tiles", "tiles"):
+        monkeypatch.setattr(
+            f"spectral_kernels.kernels.{module}.counters",
+            lambda like, count: kept.setdefault(count, torch.zeros(count, dtype=torch.int32)),
+        )
     z = torch.randn(1500, 130)
     once = sk.effective_rank(z, order=2, backend="triton"), sk.covariance(z, backend="triton")
     again = sk.effective_rank(z, order=2, backend="triton"), sk.covariance(z, backend="triton")

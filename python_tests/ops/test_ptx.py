@@ -18,7 +18,7 @@ import sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from spectral_kernels.ops._triton import recording
+from spectral_kernels.kernels.launch import recording
 from spectral_kernels.ops.greedy import triton as greedy
 
 pool = torch.empty(1, int(sys.argv[1]), 128, device="meta")

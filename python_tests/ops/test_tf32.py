@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from spectral_kernels.ops._triton import round_to_tf32
+from spectral_kernels.kernels.rows import round_to_tf32
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from collections import defaultdict
 import pytest
 from launch_helpers import CALLS
 
-from spectral_kernels.ops._triton import Record, recording
+from spectral_kernels.kernels.launch import Record, recording
 
 # of batches large and small, even and odd; a last batch is any of them
 SIZES = [size + odd for size in (int(4 * 1.5**step) for step in range(25)) for odd in (0, 1)]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from spectral_kernels.ops._triton import dense_rows
+from spectral_kernels.kernels.rows import dense_rows
 from spectral_kernels.ops.spectrum.cuda import eigenvalues
 from spectral_kernels.ops.spectrum.triton import gathered_spectrum
 

@@ -9,24 +9,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectral_kernels.ops._rows import accumulation_dtype, unit_scale
-from spectral_kernels.ops._triton import (
-    AotCall,
-    Configuration,
+from spectral_kernels.kernels.apply import apply, whole_rows
+from spectral_kernels.kernels.launch import AotCall, Configuration, launch
+from spectral_kernels.kernels.precision import triton_dtype
+from spectral_kernels.kernels.row_tiles import by_rows, row_products
+from spectral_kernels.kernels.rows import batch_strides, dense_rows, load_part
+from spectral_kernels.kernels.statistics import (
     Statistics,
-    apply,
-    batch_strides,
     column_mean,
-    dense_rows,
-    launch,
-    load_part,
     read_rows_backward,
     row_statistics,
     scatter_rows_backward,
-    triton_dtype,
-    whole_rows,
 )
-from spectral_kernels.ops.covariance.triton import RankInputs, ranks, tiles_and_rank
+from spectral_kernels.kernels.tiles import RankInputs, tile_products, tile_statistics
+from spectral_kernels.ops._rows import accumulation_dtype, unit_scale
 from spectral_kernels.ops.spectrum.triton import gathered_spectrum
 
 
@@ -58,6 +54,24 @@ SQUARES = {
     torch.float64: Configuration({"BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4, num_stages=1),
 }
 CONFIGURATIONS = {f"row_squares {dtype}": use for dtype, use in SQUARES.items()}
+# three products of bf16 keep 16 bits of each operand; R₂, an average over them, has float32's error
+PRECISION = "bf16x3"
+
+
+def biased_ranks(
+    z: Tensor, index: Tensor | None, center: bool, normalize: bool, acc: torch.dtype, gram: bool
+) -> Tensor:
+    """Order-2 ranks (b,); the matrix, of either side, is never stored."""
+    precision = "ieee" if acc == torch.float64 else PRECISION
+    use = by_rows(z, precision, acc)
+    if not gram and use is not None:
+        return row_products(z, index, center, normalize, acc, precision, use, rank=True)[0]
+    statistics = tile_statistics(z, index, center, normalize, acc, gram)
+    value = tile_products(
+        z, index, statistics, normalize, acc, precision=precision, gram=gram, matrix=False, rank=RankInputs(None, None)
+    ).rank
+    assert value is not None
+    return value
 
 
 def _row_squares(z: Tensor, statistics: Statistics, acc: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -89,10 +103,10 @@ def _forward(z: Tensor, index: Tensor | None, center: bool, normalize: bool, unb
     acc = accumulation_dtype(z.dtype)
     n, d = z.shape[-2] if index is None else index.shape[1], z.shape[-1]
     if not unbiased:
-        return ranks(z, index, center, normalize, acc=acc, gram=_gram_side(n, d))
+        return biased_ranks(z, index, center, normalize, acc, _gram_side(n, d))
     statistics = row_statistics(z, index, normalize, center, acc)
     given = RankInputs(_row_squares(z, statistics, acc)[1], None)
-    value = tiles_and_rank(z, index, statistics, normalize, acc, _gram_side(n, d), False, given).rank
+    value = tile_products(z, index, statistics, normalize, acc, gram=_gram_side(n, d), matrix=False, rank=given).rank
     assert value is not None
     return value
 
@@ -106,7 +120,7 @@ def _row_gradient(
     gram = _gram_side(n, d)
     statistics = row_statistics(z, index, normalize, center, acc)
     squares, quartics = _row_squares(z, statistics, acc) if unbiased else (None, None)
-    found = tiles_and_rank(z, index, statistics, normalize, acc, gram, True, RankInputs(quartics, grad.contiguous()))
+    found = tile_products(z, index, statistics, normalize, acc, gram=gram, rank=RankInputs(quartics, grad.contiguous()))
     assert found.matrix is not None
     dx = apply(
         z, found.matrix, statistics, index=index, gram=gram, weights=found.weights, squares=squares, tangent=tangent,
@@ -170,6 +184,12 @@ def aot_calls() -> list[AotCall]:
         batch_effective_rank2(pool, indices, False, True)
         batch_effective_rank2_backward(grad, pool, indices, False, True)
 
+    def gram(dtype: torch.dtype) -> None:
+        for rows in (48, 256):
+            z = torch.empty(8, rows, 512, dtype=dtype, device="meta")
+            for center in (False, True):
+                biased_ranks(z, None, center, True, accumulation_dtype(dtype), gram=True)
+
     return [
         lambda: call(65536, 128, torch.float32, False),
         lambda: call(4096, 512, torch.float32, True),
@@ -179,4 +199,5 @@ def aot_calls() -> list[AotCall]:
         lambda: batch(256, 128, torch.bfloat16),
         lambda: batch(256, 1024, torch.float32),
         lambda: batch(256, 1024, torch.float64),
+        *(lambda dtype=dtype: gram(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)),
     ]

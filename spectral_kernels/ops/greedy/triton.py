@@ -14,31 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from spectral_kernels.errors import words as error_words
+from spectral_kernels.kernels.launch import AotCall, Configuration, launch
+from spectral_kernels.kernels.moments import moments
+from spectral_kernels.kernels.precision import split_float
+from spectral_kernels.kernels.rows import FLOOR, WORD, batch_strides, dense_rows, in_units, note, power_of_two
 from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops._selection import KEY_BITS, KEY_FACTOR, KEY_ROUNDS, KEY_STEP, SEED_BITS
-from spectral_kernels.ops._triton import (
-    FLOOR,
-    WORD,
-    AotCall,
-    Configuration,
-    batch_strides,
-    dense_rows,
-    in_units,
-    launch,
-    note,
-    power_of_two,
-)
-from spectral_kernels.ops.covariance.triton import moments
 from spectral_kernels.ops.greedy import GRAM_ROWS
-from spectral_kernels.ops.greedy.reference import (
-    LEAST_NOISE,
-    LONGEST_SQUARE,
-    NOISE,
-    RIDGE,
-    TIE,
-    TIE_FLOOR,
-    in_range,
-)
+from spectral_kernels.ops.greedy.reference import LEAST_NOISE, LONGEST_SQUARE, NOISE, RIDGE, TIE, TIE_FLOOR, in_range
 
 TIE_SHARE = tl.constexpr(TIE)
 TIE_LEAST = tl.constexpr(TIE_FLOOR)

@@ -14,24 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from spectral_kernels.errors import words as error_words
+from spectral_kernels.kernels.launch import INTERPRETED, AotCall, Configuration, launch
+from spectral_kernels.kernels.precision import dot_precision, split_float, triton_dtype
+from spectral_kernels.kernels.rows import WORD, dense_rows, holds_nan, note_rows, round_to_tf32
+from spectral_kernels.kernels.statistics import checked_inverse_norm, inverse_norm, tangent
 from spectral_kernels.ops._rows import accumulation_dtype
-from spectral_kernels.ops._triton import (
-    INTERPRETED,
-    WORD,
-    AotCall,
-    Configuration,
-    checked_inverse_norm,
-    dense_rows,
-    dot_precision,
-    holds_nan,
-    inverse_norm,
-    launch,
-    note_rows,
-    round_to_tf32,
-    split_float,
-    tangent,
-    triton_dtype,
-)
 
 
 @triton.jit

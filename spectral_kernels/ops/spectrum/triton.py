@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spectral_kernels.kernels.launch import AotCall
+from spectral_kernels.kernels.moments import moments
+from spectral_kernels.kernels.rows import dense_rows
 from spectral_kernels.ops._rows import accumulation_dtype, is_negligible
-from spectral_kernels.ops._triton import AotCall, Configuration, dense_rows
-from spectral_kernels.ops.covariance.triton import moments
 from spectral_kernels.ops.spectrum.reference import eigenvalues
-
-# the kernels and their configurations are covariance's
-CONFIGURATIONS: dict[str, Configuration] = {}
 
 
 def gathered_spectrum(

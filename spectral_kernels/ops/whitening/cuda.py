@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from spectral_kernels.kernels.rows import dense_rows
 from spectral_kernels.ops._rows import negligible_share
-from spectral_kernels.ops._triton import dense_rows
 from spectral_kernels.ops.whitening.reference import awaited, refuse_singular
 from spectral_kernels.ops.whitening.triton import covariance_of, whiten_backward, whitened
 

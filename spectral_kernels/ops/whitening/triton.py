@@ -9,19 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectral_kernels.kernels.apply import apply
+from spectral_kernels.kernels.launch import AotCall, Configuration, launch
+from spectral_kernels.kernels.moments import moments
+from spectral_kernels.kernels.precision import split_float
+from spectral_kernels.kernels.rows import dense_rows
+from spectral_kernels.kernels.statistics import Statistics
+from spectral_kernels.kernels.sums import arrive, counters
+from spectral_kernels.kernels.tiles import cross_product, tile_of
 from spectral_kernels.ops._rows import accumulation_dtype
-from spectral_kernels.ops._triton import (
-    AotCall,
-    Configuration,
-    Statistics,
-    apply,
-    arrive,
-    counters,
-    dense_rows,
-    launch,
-    split_float,
-)
-from spectral_kernels.ops.covariance.triton import cross_product, moments, tile_of
 from spectral_kernels.ops.whitening.reference import whitening_matrix, whitening_matrix_backward
 
 # of more features a tile's program would multiply too much on its own

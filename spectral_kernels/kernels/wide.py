@@ -11,18 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spectral_kernels.errors import words as error_words
-from spectral_kernels.ops._triton import (
-    INTERPRETED,
-    AotCall,
-    Configuration,
-    batch_strides,
-    checked_inverse_norm,
-    holds_nan,
-    inverse_norm,
-    launch,
-    note_rows,
-    power_of_two,
-)
+from spectral_kernels.kernels.launch import INTERPRETED, AotCall, Configuration, launch
+from spectral_kernels.kernels.rows import batch_strides, holds_nan, note_rows, power_of_two
+from spectral_kernels.kernels.statistics import checked_inverse_norm, inverse_norm
 
 # rows of the mean that is taken away first
 PIVOT_ROWS = 32

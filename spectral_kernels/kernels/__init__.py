@@ -1,0 +1,1 @@
+"""Triton that several ops share: launch, numbers, rows, statistics, sums over programs, products, moments."""
