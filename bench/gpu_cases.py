@@ -12,7 +12,7 @@ from bench_ops import (
     gathered_entropy_rank,
     gathered_rank,
 )
-from roofline import Work
+from floors import Work
 from torch import Tensor
 
 import spectral_kernels as sk

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from floors import GPUS
 from gpu_cases import cases
-from roofline import GPUS
 
 from gpu.context import read
 
