@@ -60,7 +60,6 @@ FLAGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
-    "-Wno-unused-parameter",
     "-Wno-psabi",
     f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
 ]

@@ -84,14 +84,14 @@ std::tuple<Tensor, Tensor> covariance_mean(const Tensor& z, bool center, bool no
   return {found.covariance, found.mean};
 }
 
-Tensor covariance(const Tensor& z, bool center, bool normalize, int64_t correction, const std::string& precision) {
+Tensor covariance(const Tensor& z, bool center, bool normalize, int64_t correction, const std::string& /*precision*/) {
   const CovarianceMean found = covariance_and_mean(z, center, normalize, correction);
   if (found.beyond) throw_beyond(z);
   return found.covariance;
 }
 
 Tensor covariance_backward(const Tensor& grad_, const Tensor& rows, bool center, bool normalize, int64_t correction,
-                           const std::string& precision) {
+                           const std::string& /*precision*/) {
   const Tensor z = dense_rows(rows), grad = torch::stable::contiguous(grad_);
   const int64_t b = z.size(0), n = z.size(1), d = z.size(2);
   const Tensor out = make_tensor({b, n, d}, z.scalar_type());
