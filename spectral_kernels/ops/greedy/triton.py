@@ -16,7 +16,6 @@ from torch import Tensor
 from spectral_kernels.errors import words as error_words
 from spectral_kernels.kernels.launch import AotCall, Configuration, launch
 from spectral_kernels.kernels.moments import moments
-from spectral_kernels.kernels.precision import split_float
 from spectral_kernels.kernels.rows import FLOOR, WORD, batch_strides, dense_rows, in_units, note, power_of_two
 from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops._selection import KEY_BITS, KEY_FACTOR, KEY_ROUNDS, KEY_STEP, SEED_BITS
