@@ -45,6 +45,12 @@ def eager_whitening(z: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, x.T, upper=False).T
 
 
+def eager_coding_rate(z: Tensor) -> Tensor:
+    x = torch.nn.functional.normalize(z)
+    n, d = x.shape
+    return 0.5 * torch.logdet(torch.eye(d, dtype=x.dtype) + d / (n * 0.5**2) * x.T @ x)
+
+
 def eager_nt_xent(z0: Tensor, z1: Tensor) -> Tensor:
     x = torch.nn.functional.normalize(torch.cat([z0, z1]))
     logits = (x @ x.T / 0.5).masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), -torch.inf)
@@ -128,6 +134,15 @@ def jobs() -> Iterator[Job]:
         _close(whiten, _both_passes(eager_whitening, z.double(), grad=grad.double()), 1e-3),
         {"torch, eager Cholesky": 2.0},
     )
+    for n, d in ((4096, 128), (256, 1024)):
+        rows = torch.randn(n, d, generator=generator)
+        rate = _both_passes(sk.coding_rate, rows)
+        yield Job(
+            f"coding_rate {n}x{d}, forward and backward",
+            {"spectral_kernels": rate, "torch, eager logdet": _both_passes(eager_coding_rate, rows)},
+            _close(rate, _both_passes(eager_coding_rate, rows.double()), 1e-4),
+            {"torch, eager logdet": 2.0},
+        )
     z0, z1 = torch.randn(512, 128, generator=generator), torch.randn(512, 128, generator=generator)
     loss = _both_passes(sk.nt_xent, z0, z1)
     yield Job(

@@ -27,10 +27,7 @@ LONG = {
     "csrc/greedy_builder.h",
     "python_tests/selection/test_samplers.py",
     "python_tests/test_build.py",
-    "python_tests/training/test_loop.py",
     "spectral_kernels/ops/greedy/triton.py",
-    "spectral_kernels/training/config.py",
-    "spectral_kernels/training/loop.py",
 }
 
 

@@ -52,7 +52,7 @@ def test_gradient(backend: str) -> None:
         (found,) = torch.autograd.grad((weight * sk.coding_rate(z, backend=backend)).sum(), z)
         (exact,) = torch.autograd.grad((weight * published(normalize(z, dim=-1), 0.5)).sum(), z)
         torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
-    z = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda z: sk.coding_rate(z, backend=backend), z)
 
 
