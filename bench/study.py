@@ -5,8 +5,8 @@
     python bench/study.py overhead                                   what selecting adds to a step, 5 minutes
     python bench/study.py report                                     tables and picture from the CSVs
 
-The forms are bench/study/*.yaml, written before the runs; targets and budgets are theirs. A cell, one strategy with one
-seed, is bench/results/study/FORM/STRATEGY-seedN.csv; runs are resumed from runs/study.
+The forms are bench/study/*.yaml, written before the runs; targets and budgets are theirs. A cell is one strategy with one
+seed; bench/results/study/FORM.csv has a row for each of its evaluations. Runs are resumed from runs/study.
 """
 
 import argparse
@@ -39,10 +39,6 @@ RUNS = Path("runs") / "study"
 SUSPENDED = 10
 
 
-def cell_path(form: str, strategy: str, seed: int) -> Path:
-    return RESULTS / form / f"{strategy}-seed{seed}.csv"
-
-
 def cell_rows(record: RunRecord) -> list[dict[str, Any]]:
     """A row an evaluation; seconds are cumulated training time, a suspended step counting as the median one."""
     totals = [sum(row[part] for part in PARTS) for row in record.steps]
@@ -66,21 +62,46 @@ def cell_rows(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def read_cell(path: Path) -> RunRecord:
-    """A cell's evaluations; its steps are not kept."""
-    with path.open(newline="") as file:
-        rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
-    strategy, _, seed = path.stem.rpartition("-seed")
-    return RunRecord(strategy, int(seed), [], rows)
+Cells = dict[tuple[str, int], list[dict[str, Any]]]
+
+
+def read_cells(form: str) -> Cells:
+    """The rows of a form's cells, by strategy and seed, as they are written."""
+    path, cells = RESULTS / f"{form}.csv", Cells()
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                cells.setdefault((row.pop("strategy"), int(row.pop("seed"))), []).append(row)
+    return cells
+
+
+def write_cells(form: str, new: Cells) -> None:
+    """Add cells to a form's, in the place of older ones."""
+    cells = sorted((read_cells(form) | new).items())
+    write_csv(
+        RESULTS / f"{form}.csv",
+        ({"strategy": strategy, "seed": seed, **row} for (strategy, seed), rows in cells for row in rows),
+    )
+
+
+def read_records(form: str) -> dict[tuple[str, int], RunRecord]:
+    """The evaluations of a form's cells; steps are not kept."""
+    return {
+        (strategy, seed): RunRecord(
+            strategy, seed, [], [{name: float(value or "nan") for name, value in row.items()} for row in rows]
+        )
+        for (strategy, seed), rows in read_cells(form).items()
+    }
 
 
 def run(form: str, strategies: Sequence[str], seeds: Sequence[int], again: bool) -> None:
     """Run the cells that are missing, seed by seed, random beside them: wall-clock is compared within a seed."""
     config = read_config(FORMS[form])
     data = load(config.data.name, config.data.root, download=config.data.download)
+    there = read_cells(form).keys()
     for seed in seeds or config.compare.seeds:
         wanted = [name for name in config.compare.strategies if not strategies or name in strategies]
-        missing = [name for name in wanted if again or not cell_path(form, name, seed).exists()]
+        missing = [name for name in wanted if again or (name, seed) not in there]
         if not missing:
             continue
         names = tuple(dict.fromkeys(["random", *missing]))
@@ -90,9 +111,7 @@ def run(form: str, strategies: Sequence[str], seeds: Sequence[int], again: bool)
             comparison.forget()
         with Progress(config.train, len(names)) as progress:
             records = comparison.records([progress])
-        for record in records:
-            if record.strategy in missing:
-                write_csv(cell_path(form, record.strategy, seed), cell_rows(record))
+        write_cells(form, {(r.strategy, seed): cell_rows(r) for r in records if r.strategy in missing})
 
 
 OVERHEAD = RESULTS / "overhead.csv"
@@ -175,7 +194,7 @@ class Line:
 def lines_of(form: str) -> tuple[Config, float | None, list[Line]]:
     """Config, target and a line for every strategy of which at least two seeds are there beside random's."""
     config = read_config(FORMS[form])
-    cells = {(r.strategy, r.seed): r for path in sorted((RESULTS / form).glob("*.csv")) for r in [read_cell(path)]}
+    cells = read_records(form)
     baseline = {seed: record for (name, seed), record in cells.items() if name == "random"}
     if len(baseline) < 2:
         return config, None, []
@@ -265,9 +284,9 @@ def draw(path: Path) -> None:
             axis.set_yticks(range(len(shown)), [line.strategy for line in reversed(shown)])
             axis.set_title(form.replace("_", " "))
             axis.set_xlabel("seconds to the target saved, %")
-            axis = axes[1, column]
+            axis, cells = axes[1, column], read_records(form)
             for name, colour in (("random", BASELINE), ("greedy-64", COLOURS[1]), ("pool-high", COLOURS[2])):
-                records = [read_cell(p) for p in sorted((RESULTS / form).glob(f"{name}-seed*.csv"))]
+                records = [record for (strategy, _), record in cells.items() if strategy == name]
                 rows = list(zip(*(record.evaluations for record in records), strict=True))
                 seconds = [statistics.fmean(row["seconds"] for row in at) for at in rows]
                 axis.plot(
