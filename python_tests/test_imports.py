@@ -25,8 +25,6 @@ SOURCES = (".py", ".cpp", ".h", ".inc", ".cu", ".cuh")
 # still to be taken apart
 LONG = {
     "csrc/greedy_builder.h",
-    "python_tests/selection/test_samplers.py",
-    "python_tests/test_build.py",
     "spectral_kernels/ops/greedy/triton.py",
 }
 

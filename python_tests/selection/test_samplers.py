@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from sampler_helpers import ALL, D, make, warm_bank
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 import spectral_kernels as sk
@@ -17,16 +18,6 @@ from spectral_kernels.selection import (
     PoolBatchSampler,
     RandomBatchSampler,
 )
-
-D = 6
-
-
-def warm_bank(n: int, unseen: list[int] | None = None, seed: int = 0) -> MemoryBank:
-    bank = MemoryBank(n, D)
-    z = torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
-    z[unseen or []] = 0
-    bank.update(torch.arange(n), z)
-    return bank
 
 
 def imbalanced_bank(n: int = 400) -> MemoryBank:
@@ -39,22 +30,6 @@ def imbalanced_bank(n: int = 400) -> MemoryBank:
     bank = MemoryBank(n, 16)
     bank.update(torch.arange(n), z)
     return bank
-
-
-def make(kind: str, bank: MemoryBank, batch_size: int, **options):
-    if kind == "random":
-        options.pop("replacement", None)
-        return RandomBatchSampler(bank, batch_size, **options)
-    if kind == "pool":
-        return PoolBatchSampler(bank, batch_size, draws=3, **options)
-    return GreedyBatchSampler(bank, batch_size, candidates=3, **options)
-
-
-KINDS = ("random", "pool", "greedy")
-ALL = [
-    ("random", False),
-    *((kind, replacement) for kind in ("pool", "greedy") for replacement in (True, False)),
-]
 
 
 def epochs(samplers, epoch: int) -> list[list[list[int]]]:
@@ -365,79 +340,3 @@ def test_an_older_iteration_ends_where_batches_depend_on_it():
     list(sampler)
     with pytest.raises(RuntimeError, match="superseded"):
         next(older)
-
-
-BANK = warm_bank(32)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: RandomBatchSampler(0, 1), "rows must be at least 1, got 0"),
-        (lambda: RandomBatchSampler(10.0, 1), "rows must be an integer, got 10.0"),
-        (lambda: RandomBatchSampler(10, 0), "batch_size must be at least 1, got 0"),
-        (lambda: RandomBatchSampler(10, 11), "batch_size = 11 exceeds the 10 rows"),
-        (lambda: RandomBatchSampler(10, 6, num_replicas=2, rank=0), "batch_size = 6 exceeds the 5 rows"),
-        (lambda: RandomBatchSampler(10, 2, num_replicas=2, rank=2), "rank must be between 0 and 1, got 2"),
-        (lambda: RandomBatchSampler(10, 2, num_replicas=0), "num_replicas must be at least 1, got 0"),
-        (lambda: RandomBatchSampler(10, 2, seed=-1), "seed must be at least 0, got -1"),
-        (lambda: PoolBatchSampler(BANK.embeddings, 8), "bank must be a MemoryBank, got Tensor"),
-        (lambda: PoolBatchSampler(BANK, 8, draws=0), "draws must be at least 1, got 0"),
-        (lambda: PoolBatchSampler(BANK, 8, policy="best"), "policy must be one of low, balanced, high"),
-        (lambda: PoolBatchSampler(BANK, 8, policy=1.5), "quantile in \\[0, 1\\], got 1.5"),
-        (lambda: PoolBatchSampler(BANK, 8, window=(3, 2)), "window must satisfy 0 <= lo <= hi"),
-        (lambda: PoolBatchSampler(BANK, 8, order=-1.0), "order"),
-        (lambda: PoolBatchSampler(BANK, 8, min_seen=1.5), "min_seen must be between 0 and 1, got 1.5"),
-        (lambda: GreedyBatchSampler(BANK, 33), "batch_size = 33 exceeds the 32 rows"),
-        (lambda: GreedyBatchSampler(BANK, 8, candidates=0), "candidates must be at least 1, got 0"),
-        (
-            lambda: GreedyBatchSampler(BANK, 8, objective="trace"),
-            "objective must be one of effective_rank, logdet",
-        ),
-        (lambda: PoolBatchSampler(BANK, 8, window=4), "window must be a pair"),
-        (lambda: GreedyBatchSampler(BANK, 8, min_seen="all"), "min_seen must be between 0 and 1, got 'all'"),
-        (lambda: GreedyBatchSampler(BANK, 8).set_epoch(-1), "epoch must be at least 0, got -1"),
-        (lambda: GreedyBatchSampler(BANK, 8).set_epoch(1.0), "epoch must be an integer, got 1.0"),
-    ],
-)
-def test_bad_arguments(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n": 31}, "n of the state is 31, but this batch sampler has 32"),
-        ({"batch_size": 4}, "batch_size of the state is 4, but this batch sampler has 8"),
-        ({"kind": "RandomBatchSampler"}, "kind of the state is 'RandomBatchSampler'"),
-        ({"seed": 1}, "seed of the state is 1"),
-        ({"rank": 1}, "rank of the state is 1"),
-        ({"epoch": -1}, "epoch of the state must be at least 0, got -1"),
-        ({"batch": 5}, "batch of the state must be between 0 and 4, got 5"),
-        ({"taken": torch.arange(3)}, "taken of the state must be 16 rows"),
-        ({"taken": None}, "taken of the state must be 16 rows"),
-        ({"taken": torch.arange(17, 33)}, r"taken of the state must lie in \[0, 32\), got 32"),
-        ({"order": torch.arange(17)}, "order of the state must be at most 16 rows"),
-        ({"order": torch.tensor([-1])}, r"order of the state must lie in \[0, 32\), got -1"),
-        ({"visited": torch.ones(31, dtype=torch.bool)}, "visited of the state must be a bool for each of 32 rows"),
-    ],
-)
-def test_bad_states(change, message):
-    sampler = GreedyBatchSampler(BANK, 8, replacement=False)
-    iterator = iter(sampler)
-    next(iterator), next(iterator)
-    state = {**sampler.state_dict(), **change}
-    fresh = GreedyBatchSampler(BANK, 8, replacement=False)
-    with pytest.raises(ValueError, match=message):
-        fresh.load_state_dict(state)
-    with pytest.raises(ValueError, match="lacks batch, taken"):
-        fresh.load_state_dict({key: state[key] for key in state if key not in ("batch", "taken")})
-    assert fresh.state_dict()["batch"] == 0
-
-
-def test_rows_with_nan_are_named():
-    bank = warm_bank(32)
-    bank.embeddings[7] = torch.nan
-    with pytest.raises(ValueError, match="pool row 7 holds NaN or Inf"):
-        next(iter(GreedyBatchSampler(bank, 8, candidates=None)))
