@@ -56,7 +56,7 @@ lightning: $(VENV)/package.stamp $(EXAMPLES)/stamp
 
 lightly: $(VENV)/package.stamp $(LIGHTLY)/stamp
 	tools/fetch_fashion_mnist.sh
-	PYTHONPATH=. $(LIGHTLY)/bin/python examples/lightly_moco.py
+	PYTHONPATH=. $(LIGHTLY)/bin/python tools/torchvision_beside_cpu_torch.py examples/lightly_moco.py
 
 sentences: $(VENV)/package.stamp $(EXAMPLES)/stamp
 	tools/fetch_wordnet.sh

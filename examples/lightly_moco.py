@@ -12,20 +12,16 @@ import statistics
 import time
 
 import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import MoCoProjectionHead
+from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import spectral_kernels as sk
 from spectral_kernels.training.augment import Augment, Normalize
 from spectral_kernels.training.config import AugmentConfig
-from spectral_kernels.training.data import import_torchvision, load
-
-# lightly imports it; beside a torch that its binary part was not built for this makes it importable
-import_torchvision("transforms")
-
-from lightly.loss import NTXentLoss  # noqa: E402
-from lightly.models.modules import MoCoProjectionHead  # noqa: E402
-from lightly.models.utils import deactivate_requires_grad, update_momentum  # noqa: E402
+from spectral_kernels.training.data import load
 
 Sampler = sk.GreedyBatchSampler | sk.RandomBatchSampler
 

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 # workers share the cores, and so do what they start: a thread that waits for one of another worker's costs most of the time
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -78,6 +79,15 @@ def poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision can be imported, whichever torch it was built for."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from torchvision_beside_cpu_torch import make_importable
+
+    make_importable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

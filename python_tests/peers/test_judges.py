@@ -22,12 +22,9 @@ def judge(module: str) -> Any:
 
 
 @pytest.fixture
-def lightly() -> Any:
+def lightly(request: pytest.FixtureRequest) -> Any:
     judge("lightly")
-    # lightly imports torchvision; this makes it importable beside any torch
-    from spectral_kernels.training.data import import_torchvision
-
-    import_torchvision("transforms")
+    request.getfixturevalue("torchvision")  # which it imports
     return judge("lightly.loss").NTXentLoss
 
 

@@ -1,7 +1,6 @@
 """Data sets: what is read, where it is looked for, and what a bad file is told."""
 
 import gzip
-import importlib
 import struct
 from pathlib import Path
 
@@ -149,13 +148,6 @@ def test_download_is_tried_last(
         data.load("fashion_mnist", download=True)
     with pytest.raises(FileNotFoundError, match=r"data\.download is false"):
         data.load("fashion_mnist")
-
-
-def test_torchvision_imports_beside_a_cpu_torch() -> None:
-    pytest.importorskip("PIL")
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
-    assert hasattr(data.import_torchvision("datasets"), "FashionMNIST")
 
 
 def test_unknown_names() -> None:

@@ -34,6 +34,7 @@ def test_cifar10_simclr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "Training on cifar10 with greedy-64 batches" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("torchvision")
 def test_imagenet100_simclr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path, imagenet100_classes(), count=2)
     words = ["train", "--config", "imagenet100_simclr", "--out", str(tmp_path / "out"), f"data.root={tmp_path}", *QUICK]
@@ -43,6 +44,7 @@ def test_imagenet100_simclr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Decoded 200 images" in out and "Training on imagenet100 with greedy-64 batches" in out
 
 
+@pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("resnet50", 2048)])
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,11 +1,9 @@
 """Image data sets, in memory or mapped there: found on disk, downloaded where that is allowed, or one clear error."""
 
-import importlib
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from spectral_kernels.files.idx import read_idx
 from spectral_kernels.files.reading import shown
 from spectral_kernels.training import cifar
 from spectral_kernels.training.folder import imagenet100_classes, list_files, read_folder
-from spectral_kernels.training.optional import require
+from spectral_kernels.training.optional import import_torchvision, require
 
 NAMES = ("fashion_mnist", "digits", "cifar10", "imagenet100", "folder")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -234,26 +232,6 @@ def _download_fashion(folder: Path) -> str:
     except (OSError, RuntimeError) as error:
         return f"torchvision's download failed ({error})"
     return ""
-
-
-_schemas: list[torch.library.Library] = []  # a Library that is collected takes its definitions with it
-
-
-def import_torchvision(part: str) -> Any:
-    """Import `torchvision.<part>`, also beside a torch that torchvision's binary part was not built for.
-
-    Raises:
-        ImportError: torchvision is missing.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:  # "operator torchvision::nms does not exist": its binary part did not load
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            library.define(schema)
-        _schemas.append(library)
-    return importlib.import_module(f"torchvision.{part}")
 
 
 # --- pools

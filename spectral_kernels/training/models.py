@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectral_kernels import checks
-from spectral_kernels.training.data import import_torchvision
+from spectral_kernels.training.optional import import_torchvision
 
 ENCODERS = ("conv4", "resnet18", "resnet50")
 STEMS = ("cifar", "imagenet")
@@ -28,7 +28,7 @@ def encoder(name: str, in_channels: int, *, width: int | None = None, stem: str 
 
     Raises:
         ValueError: unknown name or stem, in_channels or width below 1, a width that an encoder has not.
-        ImportError: torchvision, which has the ResNet-50 and ImageNet's stem, is missing.
+        ImportError: torchvision, which has the ResNet-50 and ImageNet's stem, is missing or was built for another torch.
     """
     checks.one_of(name, "name", ENCODERS)
     checks.one_of(stem, "stem", STEMS)
