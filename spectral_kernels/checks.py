@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# which transforms are active, and what they wrap: nothing public tells
 from torch._C import _functorch
 from torch.autograd import forward_ad
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# whether a mode (fake tensors, a tracer) is on: nothing public tells
 from torch._C import _len_torch_dispatch_stack
 
 from spectral_kernels import backends, checks, errors
@@ -244,6 +246,7 @@ def differentiate(
     plain = _PLAIN[name]
 
     def below(keyset: Any, inputs: Sequence[Any]) -> Any:
+        # as torch.library.register_autograd gets there, which has no forward mode; nothing public does
         with torch._C._AutoDispatchBelowAutograd():
             return registered.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)  # type: ignore[attr-defined]
 
@@ -289,7 +292,11 @@ def differentiate(
     def autograd(keyset: Any, *inputs: Any) -> Any:
         if checks.transformed():
             return plain(*inputs)
-        if backward is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+        if (
+            backward is not None
+            and torch.is_grad_enabled()
+            and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        ):
             return Derivative.apply(keyset, *inputs)  # type: ignore[no-untyped-call]
         return below(keyset, inputs)
 

@@ -25,7 +25,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # False sends every launch through Triton; ROCm's launcher takes other arguments
 DIRECT = torch.version.hip is None
 LARGEST = 2**31 - 1
-# as torch.cuda's, without the check whether CUDA is there: a CUDA tensor says so
+# as torch.cuda's public ones, which also ask whether CUDA is there (a CUDA tensor says so) and make an object of a stream
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 current_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 

@@ -47,7 +47,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is arithmetic here, and not emulated at a loss."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_tile"))
 
 
 class Run:
