@@ -1,5 +1,5 @@
-// The whitening matrix W = L⁻¹ of a shrunk covariance LLᵀ (theory.md §4), one CTA to a matrix, in float64 in shared
-// memory.
+// The whitening matrix W = L⁻¹ of a shrunk covariance LLᵀ (docs/theory.md §4), one CTA to a matrix, in float64 in
+// shared memory.
 //
 // Rows of [C | I] are eliminated in panels of 16. The columns of C that a panel is done with are those that the inverse
 // begins to fill, so both share one square. Of C only what is on and right of the diagonal is kept.

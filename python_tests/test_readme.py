@@ -1,4 +1,4 @@
-"""README: its snippets run, and what it points at is there."""
+"""README: its snippets run, and the targets that it names are there."""
 
 import math
 import re
@@ -59,13 +59,6 @@ def test_simclr_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert sk.effective_rank(z, order=2) > 5
     assert names["monitor"].records[0]["chi2"] > 0 and (tmp_path / "monitor.csv").exists()
     assert names["sampler"].selection_seconds > 0
-
-
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_links_lead_somewhere(document: str) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8"))
-    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
-    assert not missing
 
 
 def test_documented_targets_exist() -> None:

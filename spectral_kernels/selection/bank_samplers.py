@@ -159,7 +159,7 @@ class _BankBatchSampler(BaseBatchSampler):
 
 
 class PoolBatchSampler(_BankBatchSampler):
-    """The best of several random batches by effective rank (theory.md §5, `pool_select`).
+    """The best of several random batches by effective rank (docs/theory.md §5, `pool_select`).
 
     With `replacement` every batch is chosen from all rows of the rank's shard: its rows are
     distinct, batches overlap, and an epoch need not visit every row: the first visits about 63 % of
@@ -263,7 +263,7 @@ class PoolBatchSampler(_BankBatchSampler):
 
 
 class GreedyBatchSampler(_BankBatchSampler):
-    """Diverse batches, built a row at a time (Greedy-m, theory.md §5, `greedy_select`).
+    """Diverse batches, built a row at a time (Greedy-m, docs/theory.md §5, `greedy_select`).
 
     With `replacement` every batch is built from all rows of the rank's shard: its rows are
     distinct, batches overlap, and common rows are passed over, many of them for long: of 4,096 fixed

@@ -18,7 +18,8 @@ from spectral_kernels.selection.sharding import derived_generator, distinct_rows
 class LiveBatchSampler(BaseBatchSampler):
     """Greedy batches from a live pool: for each, random rows are embedded as the model is now, and the batch is built of them.
 
-    Against `GreedyBatchSampler` nothing is ever stale or cold, for a forward pass over `pool` batches a step (theory.md §5).
+    Against `GreedyBatchSampler` nothing is ever stale or cold, for a forward pass over `pool` batches a step
+    (docs/theory.md §5).
     The rows of a batch are distinct, batches overlap, and an epoch need not visit every row; `coverage` tells.
 
     Args:

@@ -31,7 +31,7 @@ class Staleness:
 
 
 class MemoryBank:
-    """Last seen embedding of each of n samples, addressed by the sample's index (theory.md §5).
+    """Last seen embedding of each of n samples, addressed by the sample's index (docs/theory.md §5).
 
     Rows are refreshed from the training step's own output, at no extra forward pass. An unseen row
     is zero, which is how the selectors recognise it. `update` and `gather` cost O(batch), whatever

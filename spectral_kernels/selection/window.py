@@ -16,7 +16,7 @@ class _Edges(NamedTuple):
 
 
 class EffectiveRankWindow(_Edges):
-    """Range (lo, hi) of effective rank (theory.md §5): a pair, wherever a `window` is taken.
+    """Range (lo, hi) of effective rank (docs/theory.md §5): a pair, wherever a `window` is taken.
 
     Of its draws `pool_select` takes one inside, whatever the policy, and failing that the nearest.
 

@@ -1,1 +1,1 @@
-"""The spectral bands of the InfoNCE gradient (theory.md §3, docs/theory.md)."""
+"""The spectral bands of the InfoNCE gradient (docs/theory.md §3)."""

@@ -1,4 +1,4 @@
-"""What mean and variance alone say of a softmax over similarities (theory.md §3, a-priori band).
+"""What mean and variance alone say of a softmax over similarities (docs/theory.md §3, a-priori band).
 
 For s in [lo, hi] with mean m and variance v, two-point distributions are extremal for E e^{Ls} (Bennett 1962). All in
 log space: at τ = 0.01 the exponentials themselves do not fit a float64.

@@ -1,4 +1,4 @@
-"""Bounds of the squared InfoNCE gradient norm that no anchor can leave (theory.md §3; proofs in docs/theory.md).
+"""Bounds of the squared InfoNCE gradient norm that no anchor can leave (docs/theory.md §3, with proofs).
 
 ‖g‖² = (w/τ)²·‖m_q − v₊‖². All that is not known of m_q, the mean of the negatives under the softmax, is a point of an
 ellipsoid whose axes are the eigenvalues of the keys' covariance and whose size is χ², the spread of the softmax's

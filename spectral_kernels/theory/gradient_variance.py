@@ -1,4 +1,4 @@
-"""Variance of a loss's gradient over batches, at fixed parameters (theory.md §4)."""
+"""Variance of a loss's gradient over batches, at fixed parameters (docs/theory.md §4)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ def covariance(
 ) -> Tensor:
     """Covariance of the rows of each batch, or their second moment.
 
-    C = Σ (zᵢ − μ)(zᵢ − μ)ᵀ / (n − correction), and M = Σ zᵢzᵢᵀ / (n − correction) with `center=False` (theory.md,
+    C = Σ (zᵢ − μ)(zᵢ − μ)ᵀ / (n − correction), and M = Σ zᵢzᵢᵀ / (n − correction) with `center=False` (docs/theory.md,
     notation).
 
     Args:

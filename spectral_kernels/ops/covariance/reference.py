@@ -1,4 +1,4 @@
-"""Covariance as its definition (theory.md, notation)."""
+"""Covariance as its definition (docs/theory.md, notation)."""
 
 import torch
 from torch import Tensor

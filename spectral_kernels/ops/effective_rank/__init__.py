@@ -111,7 +111,7 @@ def effective_rank(
     unbiased: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Effective rank R_α of each batch: the exponential of its spectrum's Rényi entropy of order α (theory.md §1).
+    """Effective rank R_α of each batch: the exponential of its spectrum's Rényi entropy of order α (docs/theory.md §1).
 
     | order | R_α | also known as |
     | --- | --- | --- |

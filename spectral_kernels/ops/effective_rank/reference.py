@@ -1,4 +1,4 @@
-"""Order-2 effective rank as its definition (theory.md §1): (tr M)²/‖M‖²_F, and over many batches of one pool."""
+"""Order-2 effective rank as its definition (docs/theory.md §1): (tr M)²/‖M‖²_F, and over many batches of one pool."""
 
 from dataclasses import dataclass
 

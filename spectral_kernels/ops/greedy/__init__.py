@@ -86,7 +86,7 @@ def greedy_select(
     generator: torch.Generator | None = None,
     backend: str | None = None,
 ) -> Selection:
-    """Choose k rows one at a time, each the best of m random candidates (Greedy-m, theory.md §5) or of all rows.
+    """Choose k rows one at a time, each the best of m random candidates (Greedy-m, docs/theory.md §5) or of all rows.
 
     The exact rules (ties, unseen rows, exhausted draws) stand in `ops/greedy/reference.py`. All draws are made up
     front from the generator, so the same seed gives the same indices on every backend and number of threads; with

@@ -1,4 +1,4 @@
-"""Greedy selection as its definition (theory.md §1 and §5), a step at a time in float64.
+"""Greedy selection as its definition (docs/theory.md §1 and §5), a step at a time in float64.
 
 A set S has T = Σ‖x‖² and D = ‖Σ xxᵀ‖²_F, so R₂ = T²/D. A row j changes D by 2 s_j + ‖x_j‖⁴ with s_j = Σ_{i∈S}
 (x_i·x_j)². Each pick i therefore costs one product, s_j += (x_i·x_j)². The log-determinant ln det(I + Σ xxᵀ/δ) has

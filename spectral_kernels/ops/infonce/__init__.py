@@ -134,7 +134,7 @@ def info_nce(
     precision: str = "ieee",
     backend: str | None = None,
 ) -> Tensor:
-    """One-way InfoNCE: −ln(e^{aᵢ/τ} / (e^{aᵢ/τ} + Σ_k e^{s_k/τ})), aᵢ = uᵢ·vᵢ, s_k = uᵢ·v_k (theory.md §2).
+    """One-way InfoNCE: −ln(e^{aᵢ/τ} / (e^{aᵢ/τ} + Σ_k e^{s_k/τ})), aᵢ = uᵢ·vᵢ, s_k = uᵢ·v_k (docs/theory.md §2).
 
     The negatives of an anchor are the other keys or, with a queue (MoCo), the rows of the queue. Rows are L2-normalised
     inside; gradients go through the normalisation.
@@ -210,7 +210,7 @@ def info_nce_grad_norms(
     precision: str = "ieee",
     backend: str | None = None,
 ) -> Tensor:
-    """Squared norm of each anchor's gradient, ‖∂Lᵢ/∂uᵢ‖² = (w/τ)²·‖m_q − v₊‖² (theory.md §2), in one pass.
+    """Squared norm of each anchor's gradient, ‖∂Lᵢ/∂uᵢ‖² = (w/τ)²·‖m_q − v₊‖² (docs/theory.md §2), in one pass.
 
     u is the *normalised* query, w the softmax mass on the negatives, m_q their mean under the softmax among themselves.
     Terms through other roles of an embedding (an anchor is also the key of others) are not part of it. Exact also where

@@ -1,4 +1,4 @@
-"""InfoNCE and NT-Xent as their definition (theory.md §2), with all similarities at once.
+"""InfoNCE and NT-Xent as their definition (docs/theory.md §2), with all similarities at once.
 
 The loss is softplus(ℓ), ℓ = logsumexp over the negatives of s/τ minus a/τ: exact also where the positive has all but
 won.

@@ -35,7 +35,7 @@ def pool_select(
     generator: torch.Generator | None = None,
     backend: str | None = None,
 ) -> Selection:
-    """Draw several random batches and return one by its effective rank (pool selector, theory.md §5).
+    """Draw several random batches and return one by its effective rank (pool selector, docs/theory.md §5).
 
     Args:
         pool: (N, d) embeddings, float64, float32, bfloat16 or float16.

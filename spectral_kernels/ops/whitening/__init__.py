@@ -112,7 +112,7 @@ def whiten(
     center: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Whiten each batch: y = (z − μ)Wᵀ with W C_ε Wᵀ = I and C_ε = (1 − ε)C + ε (tr C/d) I (theory.md §4).
+    """Whiten each batch: y = (z − μ)Wᵀ with W C_ε Wᵀ = I and C_ε = (1 − ε)C + ε (tr C/d) I (docs/theory.md §4).
 
     With n ≤ d the covariance is singular: only its range is whitened, and how far depends on ε. Below n = d the cost is
     O(n²d). A batch of identical rows whitens to zeros.

@@ -1,4 +1,4 @@
-"""Whitening as its definition (theory.md §4), with the d x d work that every backend shares.
+"""Whitening as its definition (docs/theory.md §4), with the d x d work that every backend shares.
 
 C_ε = (1 − ε)C + ε (tr C/d) I; W = L⁻¹ of its Cholesky factor, or W = C_ε^{-1/2}; y = (z − μ)Wᵀ.
 """
