@@ -9,7 +9,7 @@ from gpu.context import Context
 
 ROOT = Path(__file__).resolve().parents[2]
 # whose tensors are made on the device; the others hold to the interpreter, or read machine code
-FILES = ("on_gpu", "registry", "greedy", "effective_rank", "queue_gradient")
+FILES = ("on_gpu", "registry", "greedy", "effective_rank", "infonce_queue_gradient")
 
 
 def run(context: Context) -> int:

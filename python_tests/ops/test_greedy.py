@@ -186,36 +186,6 @@ def test_narrower_instruction_sets_pick_the_same(path: str) -> None:
     assert len(outputs) == 1
 
 
-def test_pool_select_policies() -> None:
-    pool = torch.randn(400, 16)
-    pool[200:] *= torch.tensor([1.0] + [0.1] * 15)
-    picks = {
-        policy: sk.pool_select(pool, 32, draws=9, policy=policy, generator=generator())
-        for policy in ("low", "balanced", "high", 0.25)
-    }
-    ranks = picks["low"].effective_rank
-    assert ranks.shape == (9,) and all(torch.equal(pick.effective_rank, ranks) for pick in picks.values())
-    for policy, quantile in (("low", 0.0), ("balanced", 0.5), ("high", 1.0), (0.25, 0.25)):
-        indices = picks[policy].indices
-        assert indices.shape == (32,) and indices.unique().numel() == 32
-        expected = ranks.sort().values[round(8 * quantile)]
-        assert sk.effective_rank(pool[indices], order=2).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_pool_select_windows() -> None:
-    pool = torch.randn(300, 16)
-    free = sk.pool_select(pool, 24, draws=12, generator=generator()).effective_rank.sort().values
-    lo, hi = float(free[3]) - 1e-4, float(free[7]) + 1e-4
-    for policy, expected in (("low", free[3]), ("high", free[7])):
-        got = sk.pool_select(pool, 24, draws=12, policy=policy, window=(lo, hi), generator=generator())
-        assert sk.effective_rank(pool[got.indices], order=2).item() == pytest.approx(expected.item(), rel=1e-5)
-    middle = sk.pool_select(pool, 24, draws=12, window=(lo, hi), generator=generator())
-    rank = sk.effective_rank(pool[middle.indices], order=2)
-    assert abs(rank - (lo + hi) / 2) == pytest.approx(float((free - (lo + hi) / 2).abs().min()), abs=1e-4)
-    above = sk.pool_select(pool, 24, draws=12, policy="low", window=(99, 99), generator=generator())
-    assert sk.effective_rank(pool[above.indices], order=2).item() == pytest.approx(free[-1].item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("objective", ["effective_rank", "logdet"])
 @pytest.mark.parametrize("normalize", [True, False])
