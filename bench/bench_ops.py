@@ -37,6 +37,12 @@ def gathered_entropy_rank(pool: Tensor, indices: Tensor) -> Tensor:
     return torch.exp(-torch.xlogy(p, p).sum(-1))
 
 
+def eager_pool_selection(pool: Tensor, size: int, draws: int, generator: torch.Generator) -> Tensor:
+    """The most diverse draw; a permutation serves all of them."""
+    indices = torch.randperm(len(pool), generator=generator)[: draws * size].view(draws, size)
+    return indices[gathered_rank(pool, indices).argmax()]
+
+
 def eager_whitening(z: Tensor) -> Tensor:
     x = z - z.mean(0)
     c = x.T @ x / len(x)
@@ -110,6 +116,7 @@ def jobs() -> Iterator[Job]:
             _close(rank, lambda eager=eager: eager(pool.double(), indices), 1e-5),
             {label: 2.0} if order == 2 else {},
         )
+    yield from pool_jobs(pool)
     unit = torch.nn.functional.normalize(pool[indices], dim=-1)
     stack = unit.mT @ unit / 256
 
@@ -167,6 +174,24 @@ def jobs() -> Iterator[Job]:
         {"torch, autograd": 4.0, "torch, SDPA with V = K": 0.95},
     )
     yield from bank_jobs(generator)
+
+
+def pool_jobs(pool: Tensor) -> Iterator[Job]:
+    def ours() -> Tensor:
+        return sk.pool_select(pool, 256, policy="high", generator=torch.Generator().manual_seed(0)).indices
+
+    def eager(rows: Tensor = pool) -> Tensor:
+        return eager_pool_selection(rows, 256, 16, torch.Generator().manual_seed(0))
+
+    def check() -> None:
+        assert torch.equal(ours(), eager(pool.double())), "another draw is chosen"
+
+    yield Job(
+        f"pool_select, the best of 16 batches of 256, {len(pool)}x{pool.shape[1]}",
+        {"spectral_kernels": ours, "torch, gather and bmm": eager},
+        check,
+        {},
+    )
 
 
 def autograd_norms(query: Tensor, key: Tensor) -> Tensor:
