@@ -5,7 +5,7 @@
 // scores are brought up to date once per kGreedyBlock picks, and in between only the rows whose stale score is below
 // the best are: the picks are those of the plain method, most of the products run as one matrix product. Dot products
 // are taken in the pool's accumulation type; where two scores are closer than its rounding they are redone in float64,
-// so that the picks are those of float64 scores. docs/greedy.md tells the rest.
+// so that the picks are those of float64 scores. docs/ops/greedy.md tells the rest.
 #pragma once
 
 #include <algorithm>
