@@ -1,11 +1,17 @@
-"""docs/: a citation finds its section, a link its place."""
+"""docs/: a citation finds its section, a link its place; every op has a page, tests and a benchmark under its name; the
+examples of the pages print what they say.
+"""
 
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+from snippets import ROOT, outputs, printed, snippets
 
-ROOT = Path(__file__).resolve().parents[1]
+import spectral_kernels as sk
+from spectral_kernels import ops
+
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
 SOURCES = sorted(
     path
@@ -69,4 +75,66 @@ def test_links_lead_somewhere(document: Path) -> None:
         target = (document.parent / place).resolve() if place else document
         if not target.exists() or (anchor and anchor not in anchors(target)):
             missing.append(link)
+    assert not missing
+
+
+OPS = sorted(module.name for module in pkgutil.iter_modules(ops.__path__) if not module.name.startswith("_"))
+PAGES = sorted((ROOT / "docs" / "ops").glob("*.md"))
+
+
+def functions(op: str) -> list[str]:
+    """What the package exports of an op."""
+    home = f"{ops.__name__}.{op}"
+    return sorted(
+        public for public in sk.__all__ if f"{getattr(getattr(sk, public), '__module__', '')}.".startswith(f"{home}.")
+    )
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_stem_names_one_thing(op: str) -> None:
+    benchmarks = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "bench").glob("*.py"))
+    exported = functions(op)
+    assert exported
+    there = {
+        f"docs/ops/{op}.md": (ROOT / "docs" / "ops" / f"{op}.md").exists(),
+        f"python_tests/ops/test_{op}*.py": any((ROOT / "python_tests" / "ops").glob(f"test_{op}*.py")),
+        f"bench/*.py with sk.{' or sk.'.join(exported)}": any(
+            re.search(rf"\bsk\.{function}\b", benchmarks) for function in exported
+        ),
+        f"README.md with a link to docs/ops/{op}.md": f"(docs/ops/{op}.md)" in (ROOT / "README.md").read_text("utf-8"),
+    }
+    missing = [what for what, found in there.items() if not found]
+    assert not missing
+
+
+def test_every_page_is_of_an_op() -> None:
+    assert [page.stem for page in PAGES] == OPS
+    assert {"covariance", "greedy", "infonce"} < set(OPS) and functions("greedy") == ["greedy_select"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_examples_print_what_they_say(page: Path) -> None:
+    said = outputs(page)
+    assert said and list(said) == snippets(page)
+    assert {snippet: printed(snippet, page) for snippet in said} == said
+    # and what is promised of an op is on its page
+    text = page.read_text(encoding="utf-8")
+    assert not [function for function in functions(page.stem) if f"sk.{function}" not in text]
+    parts = ("Cost", "Accuracy", "Dtypes", "Special rows", "Backends")
+    assert not [part for part in parts if f"\n**{part}.** " not in text]
+    assert "(../theory.md#" in text and "Benchmarks: " in text
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Of the package's, the tests' and the benchmarks' files, by their path; of tests of ops by their name too."""
+    missing = []
+    for document in DOCUMENTS:
+        if document.name == "CHANGELOG.md":  # of other days
+            continue
+        for path in re.findall(r"`([\w./-]+\.(?:py|h|cpp|md|csv|png))`", document.read_text(encoding="utf-8")):
+            places = (ROOT, ROOT / "python_tests", ROOT / "python_tests" / "ops", document.parent)
+            if "/" in path and not any((place / path).exists() for place in places):
+                missing.append(f"{name(document)}: {path}")
+            if path.startswith("test_") and not list((ROOT / "python_tests").rglob(path)):
+                missing.append(f"{name(document)}: {path}")
     assert not missing

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from snippets import ROOT, run, snippets
 
 import spectral_kernels as sk
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SNIPPETS = snippets(ROOT / "README.md")
 
 
 def heading_of(snippet: str) -> str:
@@ -27,17 +27,15 @@ def test_three_uses_are_shown() -> None:
     ]
 
 
-def run(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The names that a snippet leaves."""
+def run_below(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that the snippet below a heading leaves."""
     monkeypatch.chdir(folder)
-    names: dict[str, Any] = {"__name__": "readme"}
     (snippet,) = (snippet for snippet in SNIPPETS if heading_of(snippet) == heading)
-    exec(compile(snippet, "README.md", "exec"), names)
-    return names
+    return run(snippet, ROOT / "README.md")
 
 
 def test_ops_do_what_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run("Call the ops", tmp_path, monkeypatch)
+    names = run_below("Call the ops", tmp_path, monkeypatch)
     z = names["z"].detach()
     chosen, random = (sk.effective_rank(rows, order=2) for rows in (z[names["chosen"].indices], z[:256]))
     assert chosen > random + 5
@@ -46,13 +44,13 @@ def test_ops_do_what_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_benchmarks_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    run("Run the benchmarks", ROOT, monkeypatch)
+    run_below("Run the benchmarks", ROOT, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore:the memory bank is cold", "error::spectral_kernels.SpectrumWarning")
 def test_simclr_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It does not collapse: rows that are all equal have a loss of ln(2B - 1) and a rank of 1."""
-    names = run("Drop a selector into SimCLR", tmp_path, monkeypatch)
+    names = run_below("Drop a selector into SimCLR", tmp_path, monkeypatch)
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
     assert max(losses) < math.log(255) - 1 and losses[-1] < losses[0] - 0.1
     z = names["encoder"](names["images"]).detach()
