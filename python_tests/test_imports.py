@@ -24,7 +24,6 @@ LONGEST = 400
 SOURCES = (".py", ".cpp", ".h", ".inc", ".cu", ".cuh")
 # still to be taken apart
 LONG = {
-    "csrc/greedy_builder.h",
     "spectral_kernels/ops/greedy/triton.py",
 }
 
