@@ -141,7 +141,7 @@ def row_keys(rows: Tensor, n: int, seed: Tensor | int) -> Tensor:
     """Keys of rows (int64) of a pool of n, all different: the order of the rows by them is random, as `seed` is.
 
     A bijection of [0, 2^bits), the least such that holds n rows and 1024, in a few instructions: no kernel sorts rows or
-    keeps their keys. Other implementations: `ops/greedy/triton.py`, csrc/greedy_key.h.
+    keeps their keys. Other implementations: `ops/greedy/pool_triton.py`, csrc/greedy_key.h.
     """
     bits = max(KEY_BITS, (n - 1).bit_length())
     mask, half = (1 << bits) - 1, (bits + 1) // 2

@@ -16,230 +16,16 @@ from torch import Tensor
 from spectral_kernels.errors import words as error_words
 from spectral_kernels.kernels.launch import AotCall, Configuration, launch
 from spectral_kernels.kernels.moments import moments
-from spectral_kernels.kernels.rows import FLOOR, WORD, batch_strides, dense_rows, in_units, note, power_of_two
+from spectral_kernels.kernels.rows import WORD, batch_strides, dense_rows, in_units, note, power_of_two
 from spectral_kernels.ops._rows import accumulation_dtype
-from spectral_kernels.ops._selection import KEY_BITS, KEY_FACTOR, KEY_ROUNDS, KEY_STEP, SEED_BITS
+from spectral_kernels.ops._selection import KEY_BITS
 from spectral_kernels.ops.greedy import GRAM_ROWS
-from spectral_kernels.ops.greedy.reference import LEAST_NOISE, LONGEST_SQUARE, NOISE, RIDGE, TIE, TIE_FLOOR, in_range
+from spectral_kernels.ops.greedy.best_triton import DELTA, best_of_all, best_of_draws
+from spectral_kernels.ops.greedy.pool_triton import READ, first_free, first_left, read_pool_kernel
+from spectral_kernels.ops.greedy.reference import LEAST_NOISE, NOISE, in_range
 
-TIE_SHARE = tl.constexpr(TIE)
-TIE_LEAST = tl.constexpr(TIE_FLOOR)
-DELTA = tl.constexpr(RIDGE)
 NOISE_SHARE = tl.constexpr(NOISE)
 NOISE_LEAST = tl.constexpr(LEAST_NOISE)
-LONGEST = tl.constexpr(LONGEST_SQUARE)
-
-ROUNDS = tl.constexpr(KEY_ROUNDS)
-STEP = tl.constexpr(KEY_STEP)
-FACTOR = tl.constexpr(KEY_FACTOR)
-# modulo 2³², which no pool exceeds
-INVERSE_FACTOR = tl.constexpr(pow(KEY_FACTOR, -1, 1 << 32))
-SEED = tl.constexpr(SEED_BITS)
-
-# what `free` holds of a row: 0, taken, masked out or not finite; left but unseen; left and seen
-FREE_UNSEEN = tl.constexpr(1)
-FREE_SEEN = tl.constexpr(2)
-
-
-@triton.jit(do_not_specialize=["n", "row_blocks", "z_batch", "z_row"])
-def read_pool_kernel(
-    pool, valid, rows_out, squares, free, errors, n, d, row_blocks, z_unit, z_batch, z_row,
-    NORMALIZE: tl.constexpr, LOGDET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Normalised rows in the accumulation dtype, their ‖x‖² (exactly 1 when normalised) and whether they are free."""
-    z_batch = z_batch.to(tl.int64) * z_unit
-    z_row *= z_unit
-    pid = tl.program_id(0)
-    batch = (pid // row_blocks).to(tl.int64)
-    rows = ((pid % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    pointers = pool + batch * z_batch + rows * z_row
-    square = tl.zeros([BLOCK_N], dtype=tl.float64)
-    largest = tl.zeros([BLOCK_N], dtype=tl.float64)
-    # NaN in a row that holds NaN or Inf, else 0
-    poison = tl.zeros([BLOCK_N], dtype=tl.float64)
-    for first in range(0, d, BLOCK_D):
-        columns = first + tl.arange(0, BLOCK_D)
-        inside = (rows < n)[:, None] & (columns < d)[None, :]
-        x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
-        square += tl.sum(x * x, 1)
-        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
-        poison += tl.sum(x - x, 1)
-    # squares of float64 may overflow or vanish: such rows are measured by their largest element
-    unit = tl.full([BLOCK_N], 1.0, dtype=tl.float64)
-    if NORMALIZE and pool.dtype.element_ty == tl.float64:
-        unit = tl.where(largest > 0, largest, 1.0)
-        square = tl.zeros([BLOCK_N], dtype=tl.float64)
-        for first in range(0, d, BLOCK_D):
-            columns = first + tl.arange(0, BLOCK_D)
-            inside = (rows < n)[:, None] & (columns < d)[None, :]
-            x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0) / unit[:, None]
-            square += tl.sum(x * x, 1)
-    finite = poison == 0
-    if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
-        if tl.min(tl.where(finite, 1, 0), 0) == 0:
-            note(errors, batch * 4294967296 + tl.min(tl.where(finite, n, rows), 0))
-    seen = largest > 0
-    if NORMALIZE:
-        length = tl.where(seen, tl.sqrt(square), 1.0)
-        for first in range(0, d, BLOCK_D):
-            columns = first + tl.arange(0, BLOCK_D)
-            inside = (rows < n)[:, None] & (columns < d)[None, :]
-            x = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float64)
-            at = rows_out + (batch * n + rows)[:, None] * d + columns[None, :]
-            tl.store(at, (x / unit[:, None] / length[:, None]).to(rows_out.dtype.element_ty), mask=inside)
-        square = tl.where(seen, 1.0, 0.0).to(tl.float64)
-        seen = seen & (unit * length > FLOOR)
-    state = tl.where(finite, tl.where(seen, FREE_SEEN, FREE_UNSEEN), 0)
-    if valid is not None:
-        allowed = tl.load(valid + batch * n + rows, mask=rows < n, other=0)
-        state = tl.where(allowed != 0, state, 0)
-    if LOGDET:
-        too_long = (state != 0) & (square > LONGEST)
-        if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
-            if tl.max(tl.where(too_long, 1, 0), 0) > 0:
-                note(errors + 2 * WORD, batch * 4294967296 + tl.min(tl.where(too_long, rows, n), 0))
-        state = tl.where(too_long, 0, state)
-    tl.store(squares + batch * n + rows, square, mask=rows < n)
-    tl.store(free + batch * n + rows, state.to(tl.uint8), mask=rows < n)
-
-
-@triton.jit
-def first_free(listed, count, free, n, BLOCK: tl.constexpr):
-    """First of the listed rows that is in the pool, free and seen; n if none is."""
-    place = count
-    for first in range(0, count, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        rows = tl.load(listed + at, mask=at < count, other=-1)
-        usable = tl.load(free + rows, mask=(rows >= 0) & (rows < n), other=0) == FREE_SEEN
-        place = tl.minimum(place, tl.min(tl.where(usable, at, count), 0))
-    row = tl.load(listed + tl.minimum(place, count - 1))
-    return tl.where(place < count, row, n).to(tl.int64)
-
-
-@triton.jit
-def keys_of(rows, seed, bits):
-    """`row_keys` of a pool whose keys have so many bits; products stay below 2⁶³."""
-    mask = (tl.full([], 1, dtype=tl.int64) << bits) - 1
-    key = rows.to(tl.int64)
-    for step in tl.static_range(ROUNDS):
-        key = ((key ^ ((seed >> (STEP * step)) & mask)) * FACTOR) & mask
-        key = key ^ (key >> ((bits + 1) // 2))
-    return key ^ ((seed >> (SEED - bits)) & mask)
-
-
-@triton.jit
-def row_of(key, seed, bits):
-    """The row that has a key."""
-    mask = (tl.full([], 1, dtype=tl.int64) << bits) - 1
-    row = key ^ ((seed >> (SEED - bits)) & mask)
-    for back in tl.static_range(ROUNDS):
-        row = row ^ (row >> ((bits + 1) // 2))
-        row = ((row * (INVERSE_FACTOR & mask)) & mask) ^ ((seed >> (STEP * (ROUNDS - 1 - back))) & mask)
-    return row
-
-
-@triton.jit
-def first_left(free, n, seed, bits, BLOCK: tl.constexpr):
-    """The row of the lowest key that is free and seen, failing that the free row of the lowest; n if none is left."""
-    none = tl.full([], 1, dtype=tl.int64) << bits
-    seen = none
-    left = none
-    for first in range(0, n, BLOCK):
-        rows = first + tl.arange(0, BLOCK)
-        state = tl.load(free + rows, mask=rows < n, other=0)
-        keys = keys_of(rows, seed, bits)
-        seen = tl.minimum(seen, tl.min(tl.where(state == FREE_SEEN, keys, none), 0))
-        left = tl.minimum(left, tl.min(tl.where(state != 0, keys, none), 0))
-    key = tl.where(seen < none, seen, left)
-    return tl.where(key < none, row_of(key, seed, bits), n).to(tl.int64)
-
-
-@triton.jit
-def score_of(overlap, square, t, frobenius, LOGDET: tl.constexpr, NORMALIZE: tl.constexpr):
-    """What a step maximises, from overlap = Σ (x_j·u)² and square = ‖x_j‖²."""
-    if LOGDET:
-        score = tl.maximum(square / DELTA - overlap, 0.0)
-    elif NORMALIZE:
-        score = -overlap
-    else:
-        after = frobenius + 2.0 * overlap + square * square
-        score = (t + square) * (t + square) / tl.where(after > 0, after, 1.0)
-    return score
-
-
-@triton.jit
-def within_tie(value, best):
-    return value >= best - TIE_SHARE * tl.abs(best) - TIE_LEAST
-
-
-@triton.jit
-def best_of_all(overlaps, squares, free, n, seed, bits, t, frobenius, LOGDET, NORMALIZE, BLOCK: tl.constexpr):
-    """Of the free rows whose score ties with the best of all that of the lowest key; n if no row is free and seen."""
-    best = tl.full([], float("-inf"), dtype=tl.float64)
-    for first in range(0, n, BLOCK):
-        rows = first + tl.arange(0, BLOCK)
-        usable = tl.load(free + rows, mask=rows < n, other=0) == FREE_SEEN
-        overlap = tl.load(overlaps + rows, mask=rows < n, other=0.0)
-        square = tl.load(squares + rows, mask=rows < n, other=1.0)
-        value = score_of(overlap, square, t, frobenius, LOGDET, NORMALIZE)
-        best = tl.maximum(best, tl.max(tl.where(usable, value, float("-inf")), 0))
-    none = tl.full([], 1, dtype=tl.int64) << bits
-    key = none
-    for first in range(0, n, BLOCK):
-        rows = first + tl.arange(0, BLOCK)
-        usable = tl.load(free + rows, mask=rows < n, other=0) == FREE_SEEN
-        overlap = tl.load(overlaps + rows, mask=rows < n, other=0.0)
-        square = tl.load(squares + rows, mask=rows < n, other=1.0)
-        value = score_of(overlap, square, t, frobenius, LOGDET, NORMALIZE)
-        ties = usable & within_tie(value, best)
-        if tl.max(tl.where(ties, 1, 0), 0) > 0:
-            key = tl.minimum(key, tl.min(tl.where(ties, keys_of(rows, seed, bits), none), 0))
-    return tl.where(key < none, row_of(key, seed, bits), n).to(tl.int64)
-
-
-@triton.jit
-def best_of_draws(
-    drawn, m, x, vectors, squares, free, scores, step, n, d, t, frobenius, LOGDET, NORMALIZE,
-    BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """First drawn row, free and seen, whose score ties with the best of the draws; n if there is none."""
-    best = tl.full([], float("-inf"), dtype=tl.float64)
-    for first in range(0, m, BLOCK_M):
-        at = first + tl.arange(0, BLOCK_M)
-        rows = tl.load(drawn + at, mask=at < m, other=-1)
-        inside = (rows >= 0) & (rows < n)
-        overlap = tl.zeros([BLOCK_M], dtype=tl.float64)
-        for first_pick in range(0, step, BLOCK_S):
-            picks = first_pick + tl.arange(0, BLOCK_S)
-            product = tl.zeros([BLOCK_M, BLOCK_S], dtype=tl.float64)
-            for first_column in range(0, d, BLOCK_K):
-                columns = first_column + tl.arange(0, BLOCK_K)
-                a = tl.load(
-                    x + rows[:, None] * d + columns[None, :],
-                    mask=inside[:, None] & (columns < d)[None, :],
-                    other=0.0,
-                )
-                u = tl.load(
-                    vectors + picks[:, None] * d + columns[None, :],
-                    mask=(picks < step)[:, None] & (columns < d)[None, :],
-                    other=0.0,
-                )
-                product = tl.dot(a.to(tl.float64), tl.trans(u), product, input_precision="ieee", out_dtype=tl.float64)
-            overlap += tl.sum(product * product, 1)
-        usable = tl.load(free + rows, mask=inside, other=0) == FREE_SEEN
-        square = tl.load(squares + rows, mask=inside, other=1.0)
-        value = tl.where(usable, score_of(overlap, square, t, frobenius, LOGDET, NORMALIZE), float("-inf"))
-        tl.store(scores + at, value, mask=at < m)
-        best = tl.maximum(best, tl.max(value, 0))
-    tl.debug_barrier()
-    place = m
-    for first in range(0, m, BLOCK_M):
-        at = first + tl.arange(0, BLOCK_M)
-        value = tl.load(scores + at, mask=at < m, other=float("-inf"))
-        usable = (value > float("-inf")) & within_tie(value, best)
-        place = tl.minimum(place, tl.min(tl.where(usable, at, m), 0))
-    row = tl.load(drawn + tl.minimum(place, m - 1))
-    return tl.where(place < m, row, n).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["n", "bits", "k", "s", "m"])
@@ -365,8 +151,7 @@ def greedy_kernel(
 GREEDY = Configuration(
     {"TILE": 8192, "BLOCK_L": 1024, "BLOCK_M": 64, "BLOCK_S": 32, "BLOCK_K": 32}, num_warps=16, num_stages=1
 )
-READ = Configuration({"BLOCK_N": 32, "BLOCK_D": 128}, num_warps=8, num_stages=1)
-CONFIGURATIONS = {"greedy": GREEDY, "read_pool": READ}
+CONFIGURATIONS = {"greedy": GREEDY}
 
 
 def _wants_gram(n: int, k: int) -> bool:
@@ -421,7 +206,7 @@ def greedy_select(
 
 
 def aot_calls() -> list[AotCall]:
-    """Calls whose launches cover this module's kernels and configurations."""
+    """Calls whose launches cover the kernels and configurations of this module and pool_triton.py."""
 
     def call(n: int, d: int, all_rows: bool, objective: str, dtype: torch.dtype, normalize: bool) -> None:
         pool = torch.empty(1, n, d, dtype=dtype, device="meta")
