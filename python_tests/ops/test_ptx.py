@@ -48,13 +48,16 @@ def line_of(text: str) -> set[int]:
 
 
 def instructions_of(ptx: list[str], lines: set[int], kind: str) -> list[int]:
-    """Instructions of a kind that come from lines of the source."""
+    """Instructions of a kind that come from lines of the kernel's module."""
+    files = (re.match(r'\.file\s+(\d+)\s+".*/ops/greedy/triton\.py"', line) for line in ptx)
+    (module,) = {file[1] for file in files if file}
     found, at, inline = [], 0, False
     for place, line in enumerate(ptx):
         inline = line == "// begin inline asm" or (inline and line != "// end inline asm")
-        if location := re.match(r"\.loc\s+\d+\s+(\d+)", line):
+        if location := re.match(r"\.loc\s+(\d+)\s+(\d+)", line):
             # within inline assembly the lines are counted on
-            at = at if inline else int(location[1])
+            if not inline:
+                at = int(location[2]) if location[1] == module else 0
         elif at in lines and re.match(rf"(@!?%p\d+\s+)?{kind}", line):
             found.append(place)
     return found
