@@ -1,9 +1,11 @@
 """What a run reads from `last.ckpt`: damaged, of another run, or made by somebody who knows the format."""
 
 import copy
+import gc
 import hashlib
 import io
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from test_loop import with_strategy
 from training_helpers import blobs, settings
 
+from spectral_kernels.files import lock
 from spectral_kernels.training import checkpoint
 from spectral_kernels.training.checkpoint import CheckpointError
 from spectral_kernels.training.loop import Run
@@ -120,6 +123,29 @@ def rows_of_steps(**changes: float) -> torch.Tensor:
 
 
 SECONDS = {"selection": 0.0, "data": 0.0, "compute": 1.0}
+
+
+def test_a_run_holds_its_folder(tmp_path: Path) -> None:
+    """Against other processes, for as long as it lives."""
+
+    def refused() -> bool:
+        child = os.fork()
+        if child == 0:
+            lock._held.clear()
+            try:
+                lock.hold(tmp_path)
+            except lock.FolderInUse:
+                os._exit(3)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+    run = Run(settings(), blobs(), tmp_path)
+    assert refused() and run.step == 0
+    del run
+    gc.collect()
+    assert not refused()
+
+
 HOSTILE_FIELDS: dict[str, list[Any]] = {
     "format": [3, "2", 2.0, True, torch.tensor([2, 2]), None],
     "config": [{}, {"train": 3}, {3: {b"x": 1}}, {"train": {"steps": torch.ones(3)}}, {"x" * 10**6: {"y" * 10**6: 1}}],

@@ -110,7 +110,7 @@ def read_folder(
     checks.one_of(corrupt, "corrupt", CORRUPT)
     root = Path(root)
     files, labels, names = list_files(root, classes)
-    stem = Path(cache) / _digest(root, files, labels, names, size, corrupt)
+    stem = Path(cache) / _digest(root, files, size, corrupt)
     if not stem.with_suffix(".json").is_file():
         held = lock.hold(stem.parent, wait=True)
         sweep(stem.parent)
@@ -145,17 +145,16 @@ def _pixels(path: Path, count: int, size: int) -> Tensor:
     return torch.from_file(str(path), shared=False, size=wanted, dtype=torch.uint8).reshape(count, 3, size, size)
 
 
-def _digest(
-    root: Path, files: Sequence[Path], labels: Sequence[int], classes: Sequence[str], size: int, corrupt: str
-) -> str:
-    found = hashlib.sha256(repr((FORMAT, size, corrupt, [os.fsencode(name) for name in classes])).encode())
-    for path, label in zip(files, labels, strict=True):
+def _digest(root: Path, files: Sequence[Path], size: int, corrupt: str) -> str:
+    """Of what the pixels are made from; labels and classes are never read from a cache."""
+    found = hashlib.sha256(repr((FORMAT, size, corrupt)).encode())
+    for path in files:
         try:
             status = path.stat()
             version = status.st_size, status.st_mtime_ns
         except OSError:  # a link to nowhere; decoding says so
             version = 0, 0
-        found.update(repr((os.fsencode(path.relative_to(root)), label, version)).encode())
+        found.update(repr((os.fsencode(path.relative_to(root)), version)).encode())
     return found.hexdigest()[:16]
 
 
