@@ -40,9 +40,9 @@ def anchors(path: Path) -> set[str]:
 
 
 def sections() -> set[str]:
-    """Those of docs/theory.md that can be cited."""
+    """Those of docs/theory.md that can be cited: "notation", and "§1" for a heading "1. …"."""
     first = {heading.split()[0].lower() for heading in headings(ROOT / "docs" / "theory.md")}
-    return {word for word in first if word == "notation" or word.startswith("§")}
+    return {re.sub(r"(\d+)\.", r"§\1", word) for word in first if word == "notation" or re.fullmatch(r"\d+\.", word)}
 
 
 def wrong_citations(path: Path) -> list[str]:

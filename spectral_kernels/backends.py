@@ -180,7 +180,7 @@ def choose(
         op: name of a registered op, a key of `OPS`.
         device: where the op's tensors live.
         backend: forces one; None takes `use_backend`, then SPECTRAL_KERNELS_BACKEND, then the best one there is.
-        cuda: how the call at hand suits the cuda backend, asked only where that could run.
+        cuda: how this call suits the cuda backend, asked only where that could run.
         warn: give a `BackendWarning`, once in a process, where the reference runs because what is faster is missing.
 
     Raises:

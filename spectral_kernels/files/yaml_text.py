@@ -38,6 +38,6 @@ def from_yaml(text: str) -> Any:
             return node
 
     try:
-        return yaml.load(text, Loader)
+        return Loader(text).get_single_data()
     except Exception as error:  # a value that is not of its tag ends in errors of any kind
         raise ValueError(" ".join(str(error).split())[:300]) from error
