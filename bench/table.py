@@ -14,7 +14,7 @@ def markdown(results: Path = RESULTS) -> str:
     with results.open(newline="") as file:
         rows = list(csv.DictReader(file))
     ours = {row["job"]: row for row in rows if row["contender"] == "spectral_kernels"}
-    header = ["on the CPU", "against", "times faster", "asked for", "objective, ours / theirs"]
+    header = ["on the CPU", "against", "times faster", "target", "objective, ours / theirs"]
     lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] * len(header))} |"]
     for row in rows:
         if row["contender"] == "spectral_kernels":

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from spectral_kernels.checks import shortened
 from spectral_kernels.files.pickled import Opaque
-from spectral_kernels.files.reading import FileError, first_line, from_json, opened, read_exactly
+from spectral_kernels.files.reading import FileError, from_json, one_line, opened, read_exactly
 from spectral_kernels.files.stored_rows import Place, StoredRows, swapped
 from spectral_kernels.files.torch_files import member_start, read_places
 
-SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 HEADER = 2**25  # bytes of the longest header of a .safetensors file
 # no embeddings are compressed by more than that; what is, fills the memory from a few bytes
 RATIO = 100
@@ -39,7 +38,7 @@ def open_embeddings(path: str | Path, key: str | None = None) -> StoredRows | Te
     path = Path(path)
     readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".pt": _pt, ".pth": _pt}
     if path.suffix not in readers:
-        raise FileError(path, f"must be one of {', '.join(SUFFIXES)}")
+        raise FileError(path, f"must be one of {', '.join(readers)}")
     found = readers[path.suffix](path, key)
     if isinstance(found, Tensor):
         return found
@@ -69,7 +68,7 @@ def _array(path: Path, file: Any, start: int) -> Place:
         read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, columns_first, dtype = read(file)
     except Exception as error:  # what is no header ends in errors of any kind
-        raise FileError(path, f"cannot be read as .npy: {first_line(error)}") from error
+        raise FileError(path, f"cannot be read as .npy: {one_line(error)}") from error
     kind = dtype.str[1:]
     if kind not in _NUMPY:
         raise FileError(path, f"must be float64, float32 or float16, got {dtype}")
@@ -91,7 +90,7 @@ def _npz(path: Path, key: str | None) -> Place | Tensor:
         except FileError:
             raise
         except Exception as error:  # zipfile meets damaged archives with errors of any kind
-            raise FileError(path, f"cannot be read as .npz: {first_line(error)}") from error
+            raise FileError(path, f"cannot be read as .npz: {one_line(error)}") from error
 
 
 def _member(path: Path, key: str | None, file: BinaryIO, archive: zipfile.ZipFile) -> Place | Tensor:
@@ -156,7 +155,7 @@ def _safetensors(path: Path, key: str | None) -> Place:
     except FileError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(path, f"cannot be read as .safetensors: {first_line(error)}") from error
+        raise FileError(path, f"cannot be read as .safetensors: {one_line(error)}") from error
     if type(kind) is not str or kind not in _SAFETENSORS or len(shape) != 2:
         raise FileError(path, f"must hold (N, d) of {', '.join(_SAFETENSORS)}, got {str(kind)[:20]} {shape[:9]}")
     place = Place(_SAFETENSORS[kind], tuple(shape), (shape[1], 1), 8 + size + first, sys.byteorder != "little")

@@ -10,7 +10,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from spectral_kernels.files.reading import FileError, first_line, opened, read_exactly
+from spectral_kernels.files.reading import FileError, one_line, opened, read_exactly
 
 LIMIT = 2**30  # bytes of the largest array
 _BYTES = 0x08
@@ -34,7 +34,7 @@ def read_idx(path: str | Path, ndim: int) -> Tensor:
             with gzip.open(raw) as file:
                 return _read(path, file, ndim)  # type: ignore[arg-type]
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise FileError(path, f"cannot be read as gzip: {first_line(error)}") from error
+            raise FileError(path, f"cannot be read as gzip: {one_line(error)}") from error
 
 
 def _read(path: Path, file: IO[bytes], ndim: int) -> Tensor:

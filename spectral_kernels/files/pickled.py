@@ -5,6 +5,7 @@ which build plain values; any other name is refused.
 """
 
 import pickletools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +34,11 @@ class Opaque:
     name: str
 
 
-class Built:
+class Built(ABC):
     """A value that takes its content after it was made; `build` is given it."""
 
-    def build(self, state: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self, state: Any) -> None: ...
 
 
 def read_pickled(

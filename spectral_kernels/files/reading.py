@@ -43,8 +43,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, short enough for a line."""
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in at most 200 characters of one line."""
     text = " ".join(str(error).split())
     return (text[:200] + "…" if len(text) > 200 else text) or type(error).__name__
 
@@ -68,7 +68,7 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{shown(path)} does not exist") from None
     except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror or first_line(error)}") from error
+        raise FileError(path, f"cannot be read: {error.strerror or one_line(error)}") from error
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
@@ -95,7 +95,7 @@ def read_json(path: str | Path, limit: int) -> Any:
     try:
         return from_json(text)
     except ValueError as error:
-        raise FileError(path, f"is no JSON: {first_line(error)}") from error
+        raise FileError(path, f"is no JSON: {one_line(error)}") from error
 
 
 def from_json(text: str) -> Any:
@@ -127,7 +127,7 @@ def read_csv(path: str | Path) -> list[list[str]]:
             if line:
                 lines.append(line)
     except csv.Error as error:
-        raise FileError(path, f"is no CSV: {first_line(error)}") from error
+        raise FileError(path, f"is no CSV: {one_line(error)}") from error
     return lines
 
 

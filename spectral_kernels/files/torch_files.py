@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels.files.pickled import LIMIT, Function, NotPlain, Opaque, as_tree, from_latin1, read_pickled
-from spectral_kernels.files.reading import FileError, first_line, opened, read_exactly
+from spectral_kernels.files.reading import FileError, one_line, opened, read_exactly
 from spectral_kernels.files.stored_rows import Place, swapped
 
 STORAGES = {
@@ -55,7 +55,7 @@ def read_places(path: str | Path, *, lenient: bool = False) -> Any:
         except NotPlain as error:
             raise FileError(path, f"cannot be read as tensors alone: {error}") from error
         except Exception as error:  # zipfile meets damaged archives with errors of any kind
-            raise FileError(path, f"cannot be read as a file of torch.save: {first_line(error)}") from error
+            raise FileError(path, f"cannot be read as a file of torch.save: {one_line(error)}") from error
 
 
 def read_tensors(path: str | Path) -> Any:

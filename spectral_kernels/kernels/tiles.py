@@ -219,7 +219,7 @@ class RankInputs:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Of one launch over tiles, what was asked for."""
+    """What one launch over tiles returns; None: not wanted."""
 
     matrix: Tensor | None
     rank: Tensor | None
@@ -238,7 +238,7 @@ def tile_products(
     precision: str = "ieee", count: int = 1, gram: bool = False, matrix: bool = True, rank: RankInputs | None = None,
     left: Tensor | None = None, left_sums: Tensor | None = None,
 ) -> Tiles:  # fmt: skip
-    """Matrix and order-2 rank, as asked for, of rows z (b, n, d), or of a pool (N, d) with index (b, n)."""
+    """Matrix and order-2 rank, where wanted, of rows z (b, n, d), or of a pool (N, d) with index (b, n)."""
     b, n = z.shape[:2] if index is None else index.shape
     d = z.shape[-1]
     side, length = (n, d) if gram else (d, n)

@@ -1,4 +1,4 @@
-"""`SpectrumMonitor` as a callback of Lightning, which is imported only when one is asked for."""
+"""`SpectrumMonitor` as a callback of Lightning, which is imported only when one is made."""
 
 import importlib
 from collections.abc import Callable

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels.checks import shortened
-from spectral_kernels.files.reading import PIECE, FileError, first_line, opened
+from spectral_kernels.files.reading import PIECE, FileError, one_line, opened, shown
 from spectral_kernels.files.torch_files import read_tensors
 from spectral_kernels.files.writing import replacing
 
@@ -76,7 +76,8 @@ def load(path: Path, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str,
         _check_digest(path)
         content = read_tensors(path)
     except FileError as error:
-        raise CheckpointError(path, f"cannot be read as a checkpoint: {first_line(error)}") from error
+        reason = one_line(error).removeprefix(f"{shown(path)} ")
+        raise CheckpointError(path, f"cannot be read as a checkpoint: it {reason}") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"is not a checkpoint of a run: it holds a {type(content).__name__}")
     for name in ("format", *fields):

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spectral_kernels.files.reading import PIECE, first_line, opened, shown
+from spectral_kernels.files.reading import PIECE, one_line, opened, printable, shown
 
 # by their content, whatever the file's name: others of Pillow's readers start programs, or are hardly used
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
@@ -27,7 +27,7 @@ def try_decode(path: Path, size: int) -> tuple[bytes | None, str]:
     except (
         Exception
     ) as error:  # a damaged picture may lead to any error in the libraries that read it, lack of memory too
-        return None, first_line(error).removeprefix(f"{shown(path)} ")
+        return None, printable(one_line(error)).removeprefix(f"{shown(path)} ")
 
 
 def decode(path: Path, size: int) -> bytes:
