@@ -24,9 +24,7 @@ def try_decode(path: Path, size: int) -> tuple[bytes | None, str]:
     """Pixels (3, size, size) as bytes, or why there are none; `decode` with every error as its reason."""
     try:
         return decode(path, size), ""
-    except (
-        Exception
-    ) as error:  # a damaged picture may lead to any error in the libraries that read it, lack of memory too
+    except Exception as error:  # what a damaged picture leads to may be anything, lack of memory too
         return None, printable(one_line(error)).removeprefix(f"{shown(path)} ")
 
 
