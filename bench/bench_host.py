@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import spectral_kernels as sk  # noqa: E402
-from spectral_kernels import backends  # noqa: E402
+from spectral_kernels.dispatch import backends  # noqa: E402
 from spectral_kernels.kernels import launch  # noqa: E402
 
 REPEATS, TURNS = 20, 300

@@ -92,7 +92,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A missing C++ library is a failed build, not a reason to leave its tests out; a missing GPU is."""
-    from spectral_kernels import backends
+    from spectral_kernels.dispatch import backends
 
     if config.getoption("--device") == "cpu":
         # bench/gpu_check.py runs them where there is one

@@ -19,7 +19,7 @@ from spectral_kernels import info
 
 CUDA = """
 import torch, spectral_kernels
-from spectral_kernels import backends
+from spectral_kernels.dispatch import backends
 torch.ops.load_library(str(backends._CUDA_LIBRARY_PATH))
 found = torch.ops.spectral_kernels_cuda
 assert torch.cuda.is_available() or not found.greedy_fits(0, 1, 4096, 128, 256, 64, False, True, False)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import spectral_kernels as sk
-from spectral_kernels import backends, info
+from spectral_kernels import info
+from spectral_kernels.dispatch import backends
 
 ROOT = Path(__file__).parents[1]
 CPU, CUDA, MPS, XPU = (torch.device(kind) for kind in ("cpu", "cuda", "mps", "xpu"))
@@ -36,7 +37,7 @@ import spectral_kernels as sk
 from spectral_kernels import info
 import spectral_kernels.cli
 Path.exists = exists
-assert "was not built" in sk.backends.CPP_ERROR
+assert "was not built" in sk.dispatch.backends.CPP_ERROR
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     z = torch.randn(64, 8, requires_grad=True)
@@ -57,7 +58,7 @@ with warnings.catch_warnings(record=True) as caught:
     bank = sk.MemoryBank(64, 8)
     bank.update(torch.arange(64), z)
     assert sum(map(len, sk.GreedyBatchSampler(bank, 8))) == 64
-said = [str(one.message) for one in caught if issubclass(one.category, sk.backends.BackendWarning)]
+said = [str(one.message) for one in caught if issubclass(one.category, sk.BackendWarning)]
 assert len(said) == 1, said
 assert "times slower than C++" in said[0] and "was not built" in said[0] and "spectral_kernels.info" in said[0]
 report = "\\n".join(info.report(info.collect()))

@@ -17,7 +17,7 @@ PATHS = {
 # what a part of the package must not import, at the top or inside of a function
 STEPS = ("selection", "theory", "monitor", "inspection", "training")
 FORBIDDEN = {
-    **dict.fromkeys(("ops", "kernels", "checks", "library", "backends"), STEPS),
+    **dict.fromkeys(("ops", "kernels", "checks", "dispatch"), STEPS),
     **dict.fromkeys(("selection", "theory", "monitor", "inspection"), ("training",)),
 }
 LONGEST = 400

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from spectral_kernels import backends, info
+from spectral_kernels import info
+from spectral_kernels.dispatch import backends
 
 
 def run(*arguments: str, **environment: str) -> str:

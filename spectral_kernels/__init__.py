@@ -1,7 +1,7 @@
 """Measure and steer the diversity of a contrastive-learning batch."""
 
-from spectral_kernels.backends import BackendError, use_backend
 from spectral_kernels.checks import set_checks
+from spectral_kernels.dispatch.backends import BackendError, BackendWarning, use_backend
 from spectral_kernels.errors import check
 from spectral_kernels.inspection.diagnosis import diagnose
 from spectral_kernels.modules import InfoNCELoss, NTXentLoss, Whitening
@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "BackendWarning",
     "GradientBand",
     "GradientVariance",
     "GreedyBatchSampler",

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import choose
-from spectral_kernels.library import op
+from spectral_kernels.dispatch import op
+from spectral_kernels.dispatch.backends import choose
 from spectral_kernels.ops._rows import accumulation_dtype, is_negligible, read_rows
 from spectral_kernels.ops._selection import Selection, check_generator, draw_seed, is_seen, row_keys
 from spectral_kernels.ops.covariance import covariance

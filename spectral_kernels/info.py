@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import spectral_kernels
-from spectral_kernels import backends
-from spectral_kernels.backends import found as _found
+from spectral_kernels.dispatch import backends
+from spectral_kernels.dispatch.backends import found as _found
 
 # what the op tests run under, oldest first: the pins of requirements/torch-oldest.txt, torch.txt and torch-newest.txt
 TESTED_TORCH = ("2.11.0", "2.13.0", "2.14.1")

@@ -77,7 +77,7 @@ class NTXentLoss(nn.Module):
 
     Args:
         temperature: τ > 0.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
     """
 
     def __init__(self, temperature: float = 0.5, *, backend: str | None = None) -> None:
@@ -97,7 +97,7 @@ class InfoNCELoss(nn.Module):
 
     Args:
         temperature: τ > 0.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
     """
 
     def __init__(self, temperature: float = 0.1, *, backend: str | None = None) -> None:

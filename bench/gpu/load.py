@@ -64,7 +64,7 @@ def ceilings(context: Context) -> dict[str, float]:
 
 
 def run(context: Context) -> int:
-    from spectral_kernels import backends
+    from spectral_kernels.dispatch import backends
 
     context.write(environment=environment(context))
     missing = {"C++": backends.CPP_ERROR}

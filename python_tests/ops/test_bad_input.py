@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import spectral_kernels as sk
-from spectral_kernels.backends import Fit
-from spectral_kernels.backends import choose as choose_backend
-from spectral_kernels.library import overload
+from spectral_kernels.dispatch import overload
+from spectral_kernels.dispatch.backends import Fit
+from spectral_kernels.dispatch.backends import choose as choose_backend
 from spectral_kernels.ops import whitening
 from spectral_kernels.ops.greedy import OBJECTIVES
 
@@ -168,10 +168,10 @@ def test_greedy_reads_only_the_rows_it_draws(backend: str) -> None:
 def test_a_forced_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(sk.BackendError, match="backend 'cuda' cannot run covariance: covariance has no cuda"):
         sk.covariance(Z, backend="cuda")
-    monkeypatch.setattr("spectral_kernels.backends._TRITON_INTERPRETS", False)
+    monkeypatch.setattr("spectral_kernels.dispatch.backends._TRITON_INTERPRETS", False)
     with pytest.raises(sk.BackendError, match="TRITON_INTERPRET=1"), sk.use_backend("triton"):
         sk.covariance(Z)
-    monkeypatch.setattr("spectral_kernels.backends.CPP_ERROR", "the C++ library was not built")
+    monkeypatch.setattr("spectral_kernels.dispatch.backends.CPP_ERROR", "the C++ library was not built")
     with pytest.raises(sk.BackendError, match="not built"):
         sk.covariance(Z, backend="cpp")
     assert sk.covariance(Z).shape == (4, 4)
@@ -183,11 +183,11 @@ def test_cuda_is_chosen_where_it_suits_the_call(monkeypatch: pytest.MonkeyPatch)
     def choose(fit: Fit, backend: str | None = None) -> str:
         return choose_backend("greedy_select", device, backend, cuda=lambda: fit)
 
-    monkeypatch.setattr("spectral_kernels.backends.CUDA_ERROR", "this torch is built for the CPU only")
+    monkeypatch.setattr("spectral_kernels.dispatch.backends.CUDA_ERROR", "this torch is built for the CPU only")
     assert choose(Fit()) == "triton"
     with pytest.raises(sk.BackendError, match="built for the CPU only"):
         choose(Fit(), "cuda")
-    monkeypatch.setattr("spectral_kernels.backends.CUDA_ERROR", None)
+    monkeypatch.setattr("spectral_kernels.dispatch.backends.CUDA_ERROR", None)
     assert choose(Fit()) == "cuda"
     # where it is not the fastest it runs only on request, where it cannot run never
     assert choose(Fit(faster=False)) == "triton"
@@ -201,7 +201,7 @@ def test_cuda_is_chosen_where_it_suits_the_call(monkeypatch: pytest.MonkeyPatch)
 def test_whitening_fits_the_shared_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch, limit: int, most: int) -> None:
     """99 KB on sm_86, sm_89 and sm_120: up to 96 features; more go to Triton, and cuda says why it cannot."""
     device = torch.device("cuda")
-    monkeypatch.setattr("spectral_kernels.backends.CUDA_ERROR", None)
+    monkeypatch.setattr("spectral_kernels.dispatch.backends.CUDA_ERROR", None)
     monkeypatch.setattr(whitening, "_shared_limit", lambda _: limit)
 
     def choose(d: int, backend: str | None = None) -> str:
@@ -219,10 +219,10 @@ def test_backends_nest() -> None:
     with pytest.raises(ValueError, match="'fast'"):
         sk.use_backend("fast")
     with sk.use_backend("reference"), sk.use_backend(None):
-        assert sk.backends.forced_backend() is None
+        assert sk.dispatch.backends.forced_backend() is None
     with sk.use_backend("cpp"):
         with sk.use_backend("reference"):
-            assert sk.backends.forced_backend() == "reference"
-        assert sk.backends.forced_backend() == "cpp"
-        assert sk.backends.forced_backend("triton") == "triton"
-    assert sk.backends.forced_backend() is None
+            assert sk.dispatch.backends.forced_backend() == "reference"
+        assert sk.dispatch.backends.forced_backend() == "cpp"
+        assert sk.dispatch.backends.forced_backend("triton") == "triton"
+    assert sk.dispatch.backends.forced_backend() is None

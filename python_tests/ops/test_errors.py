@@ -14,9 +14,9 @@ from torch import Tensor
 
 import spectral_kernels as sk
 from spectral_kernels import errors
+from spectral_kernels.dispatch import overload
 from spectral_kernels.errors import CLEAN, STRIDE
 from spectral_kernels.kernels.launch import recording
-from spectral_kernels.library import overload
 from spectral_kernels.ops.covariance import triton as covariance
 from spectral_kernels.ops.effective_rank import triton as effective_rank
 from spectral_kernels.ops.greedy import triton as greedy

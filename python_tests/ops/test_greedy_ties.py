@@ -10,7 +10,7 @@ from test_greedy_emulation import check, inputs, seeds, select
 from torch import Tensor
 
 import spectral_kernels as sk
-from spectral_kernels.library import overload
+from spectral_kernels.dispatch import overload
 from spectral_kernels.ops._selection import is_seen, row_keys
 
 

@@ -9,7 +9,7 @@ from test_registry import compare, outputs, rows, to_device
 from torch import Tensor
 
 import spectral_kernels as sk
-from spectral_kernels.library import op
+from spectral_kernels.dispatch import op
 
 pytestmark = pytest.mark.gpu
 

@@ -8,8 +8,7 @@ import torch
 from registry import BACKENDS, CASES, DEVICE, Case
 from torch import Tensor
 
-from spectral_kernels import backends
-from spectral_kernels.library import op, overload
+from spectral_kernels.dispatch import backends, op, overload
 
 HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import float64_needed
+from spectral_kernels.dispatch import float64_needed
 from spectral_kernels.ops._rows import NORM_FLOOR
 
 

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from spectral_kernels import checks, library
-from spectral_kernels.backends import choose
+from spectral_kernels import checks
+from spectral_kernels.dispatch import as_tensor, choose, composed, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten, read_rows
 
 
-@library.composed
+@composed
 def _coding_rate(z: Tensor, eps: Tensor, normalize: bool, backend: str) -> Tensor:
     n, d = z.shape[1:]
     if n < d:  # the same determinant, of the smaller side
@@ -16,7 +16,7 @@ def _coding_rate(z: Tensor, eps: Tensor, normalize: bool, backend: str) -> Tenso
         rows = read_rows(z, normalize, torch.float64)
         moment = rows @ rows.mT / n
     else:
-        moment = library.op("covariance")(z, False, normalize, 0, "ieee", backend).double()
+        moment = op("covariance")(z, False, normalize, 0, "ieee", backend).double()
     identity = torch.eye(min(n, d), dtype=torch.float64, device=z.device)
     factor = torch.linalg.cholesky(identity + d / eps.to(z.device).square() * moment)
     rate: Tensor = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -31,7 +31,7 @@ def coding_rate(z: Tensor, *, eps: float = 0.5, normalize: bool = True, backend:
         z: (..., n, d), float64, float32, bfloat16 or float16; a tensor or an array.
         eps: ε, the distortion that a code of the rows may have, above 0.
         normalize: L2-normalise the rows first; a zero row stays zero.
-        backend: see `spectral_kernels.backends`; of the second moment, the determinant is torch's in float64.
+        backend: see `use_backend`; of the second moment, the determinant is torch's in float64.
 
     Returns:
         (...,), nats, from 0 of zero rows to (d/2) ln(1 + 1/ε²) of unit rows whose second moment is I/d; float64 for float64
@@ -44,5 +44,5 @@ def coding_rate(z: Tensor, *, eps: float = 0.5, normalize: bool = True, backend:
     z = checks.floating(z, "z")
     checks.positive(eps, "eps")
     name = choose("coding_rate", z.device, backend)
-    rate: Tensor = _coding_rate(flatten(z), library.as_tensor(eps), normalize, name)
+    rate: Tensor = _coding_rate(flatten(z), as_tensor(eps), normalize, name)
     return rate.reshape(z.shape[:-2])

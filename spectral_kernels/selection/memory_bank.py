@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_kernels import backends, checks
-from spectral_kernels.library import cpp_call
+from spectral_kernels import checks
+from spectral_kernels.dispatch import backends, cpp_call
 from spectral_kernels.ops._rows import accumulation_dtype, read_rows
 from spectral_kernels.ops._selection import is_seen
 from spectral_kernels.selection.state import complete, described, is_plain

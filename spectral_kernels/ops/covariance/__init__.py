@@ -3,21 +3,19 @@
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import choose
-from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.dispatch import choose, define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops.covariance import reference
 
 PRECISIONS = ("ieee", "tf32", "bf16x3")
 
 define(
-    "covariance(Tensor z, bool center, bool normalize, int correction, str precision) -> Tensor",
-    room="covariance",
+    reference.covariance,
     fake=lambda z, *_: z.new_empty(z.shape[0], z.shape[2], z.shape[2], dtype=accumulation_dtype(z.dtype)),
     check=lambda z, *_: checks.finite_rows(z, "z"),
 )
 define(
-    "covariance_backward(Tensor grad, Tensor z, bool center, bool normalize, int correction, str precision) -> Tensor",
-    room="covariance",
+    reference.covariance_backward,
     fake=lambda grad, z, *_: z.new_empty(z.shape),
 )
 
@@ -49,7 +47,7 @@ def covariance(
         correction: degrees of freedom taken from n, as in `torch.cov`; 0 divides by n.
         precision: of the products on a GPU for inputs below float64: `"ieee"` keeps all 24 bits of float32, and 16 of half
             precision once it is normalised or centred; `"bf16x3"` keeps 16 (an error of some 3e-6), `"tf32"` 11 (up to 4e-5).
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         (..., d, d), symmetric; float64 for float64 rows, else float32. Differentiable in z.

@@ -8,39 +8,34 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import choose
-from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.dispatch import choose, define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten, unit_scale
+from spectral_kernels.ops.effective_rank import reference
 from spectral_kernels.ops.spectrum import cuda_fit
 from spectral_kernels.ops.spectrum import spectrum as eigenvalue_spectrum
 
 SPECTRA = ("covariance", "singular")
 
 define(
-    "effective_rank2(Tensor z, bool center, bool normalize, bool unbiased) -> Tensor",
-    room="effective_rank",
+    reference.effective_rank2,
     fake=lambda z, *_: z.new_empty(z.shape[0], dtype=accumulation_dtype(z.dtype)),
     check=lambda z, *_: checks.finite_rows(z, "z"),
 )
 define(
-    "effective_rank2_backward(Tensor grad, Tensor z, bool center, bool normalize, bool unbiased) -> Tensor",
-    room="effective_rank",
+    reference.effective_rank2_backward,
     fake=lambda grad, z, *_: z.new_empty(z.shape),
 )
 define(
-    "batch_effective_rank2(Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
-    room="effective_rank",
+    reference.batch_effective_rank2,
     fake=lambda pool, indices, *_: pool.new_empty(indices.shape[0], dtype=accumulation_dtype(pool.dtype)),
     check=lambda pool, indices, *_: checks.finite_pool_rows(pool, indices),
 )
 define(
-    "batch_effective_rank2_backward(Tensor grad, Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
-    room="effective_rank",
+    reference.batch_effective_rank2_backward,
     fake=lambda grad, pool, *_: pool.new_empty(pool.shape),
 )
 define(
-    "batch_spectrum(Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
-    room="effective_rank",
+    reference.batch_spectrum,
     fake=lambda pool, indices, *_: pool.new_empty(
         indices.shape[0], pool.shape[1], dtype=accumulation_dtype(pool.dtype)
     ),
@@ -49,8 +44,7 @@ define(
 )
 # eigenvectors are torch's on every backend
 define(
-    "batch_spectrum_backward(Tensor grad, Tensor pool, Tensor indices, bool center, bool normalize) -> Tensor",
-    room="effective_rank",
+    reference.batch_spectrum_backward,
     fake=lambda grad, pool, *_: pool.new_empty(pool.shape),
     cpp="reference",
     triton=False,
@@ -132,7 +126,7 @@ def effective_rank(
             `rankme` has it of raw rows).
         unbiased: order 2 only: replace tr M² by its U-statistic, whose mean does not depend on n. R₂ itself is then
             nearly unbiased for n above some tens; inf where the U-statistic is not above 0. Needs n ≥ 2, centred n ≥ 4.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         (...,), in units of dimensions; float64 for float64 rows, else float32. Differentiable in z for order > 0, twice by
@@ -170,7 +164,7 @@ def rankme(z: Tensor, *, backend: str | None = None) -> Tensor:
 
     Args:
         z: (..., n, d), float64, float32, bfloat16 or float16; a tensor or an array.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         (...,), from 1 to min(n, d), 0 of zero rows alone; float64 for float64 rows, else float32. Differentiable in z.
@@ -211,7 +205,7 @@ def batch_effective_rank(
         pool: (N, d), float64, float32, bfloat16 or float16. Only the rows named are read, normalised and checked.
         indices: (c, b) whole numbers, a tensor, array or list, each row a batch; a row of the pool may appear in many.
         order, center, normalize: as in `effective_rank`.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         (c,), in units of dimensions; float64 for a float64 pool, else float32. Differentiable in pool.

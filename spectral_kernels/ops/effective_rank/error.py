@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import float64_needed
+from spectral_kernels.dispatch import float64_needed
 from spectral_kernels.ops._rows import center_rows, is_negligible, read_rows
 from spectral_kernels.ops.effective_rank.reference import rank2_from_sums
 

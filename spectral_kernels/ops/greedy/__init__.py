@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import Fit, choose
-from spectral_kernels.library import define, op
+from spectral_kernels.dispatch import Fit, choose, define, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
 from spectral_kernels.ops._selection import (
     Selection,
@@ -17,6 +16,7 @@ from spectral_kernels.ops._selection import (
     draw_rows,
     draw_seed,
 )
+from spectral_kernels.ops.greedy import reference
 
 __all__ = ["OBJECTIVES", "Selection", "greedy_select"]
 
@@ -43,9 +43,7 @@ def _fake(
 
 # indices have no gradient; the C++ and Triton kernels look for NaN as they read the rows
 define(
-    "greedy_select(Tensor pool, Tensor start, Tensor? draws, Tensor? valid, Tensor seed, SymInt k, "
-    "str objective, bool normalize) -> (Tensor, Tensor, Tensor)",
-    room="greedy",
+    reference.greedy_select,
     fake=_fake,
     cuda="own",
 )
@@ -105,7 +103,7 @@ def greedy_select(
         valid: (..., N) bool, False masks a row out.
         normalize: L2-normalise the rows first.
         generator: of any device; None uses torch's global one.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         `Selection` of shapes (..., k); `effective_rank` and `objective` after each pick, float64 for a float64 pool,

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import choose
-from spectral_kernels.library import define, differentiate, op
-from spectral_kernels.ops._rows import accumulation_dtype
+from spectral_kernels.dispatch import choose, define, differentiate, op
 from spectral_kernels.ops.covariance import PRECISIONS
+from spectral_kernels.ops.infonce import reference
 
 REDUCTIONS = ("mean", "sum", "none")
 LOSSES = ("info_nce", "nt_xent")
@@ -27,49 +26,22 @@ def _check_nt_xent(z0: Tensor, z1: Tensor, *_: Any) -> None:
     checks.finite_rows(z1, "z1")
 
 
-def _fake_rows(z: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tensor]:
-    wide = accumulation_dtype(z.dtype)
-    return z.new_empty(rows, dtype=wide), z.new_empty(rows, dtype=wide)
-
-
-def _fake_info_nce_backward(
-    grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    queue_gradient = options[-1]
-    dqueue = query.new_empty(0, query.shape[1]) if queue is None or not queue_gradient else queue.new_empty(queue.shape)
-    return query.new_empty(query.shape), key.new_empty(key.shape), dqueue
-
-
 define(
-    "info_nce(Tensor query, Tensor key, Tensor? queue, Tensor temperature, str precision) -> (Tensor, Tensor)",
-    room="infonce",
-    fake=lambda query, *_: _fake_rows(query, query.shape[0]),
+    reference.info_nce,
     check=_check_info_nce,
 )
 define(
-    "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse, "
-    "Tensor temperature, str precision, bool queue_gradient) -> (Tensor, Tensor, Tensor)",
-    room="infonce",
-    fake=_fake_info_nce_backward,
+    reference.info_nce_backward,
 )
 define(
-    "nt_xent(Tensor z0, Tensor z1, Tensor temperature, str precision) -> (Tensor, Tensor)",
-    room="infonce",
-    fake=lambda z0, *_: _fake_rows(z0, 2 * z0.shape[0]),
+    reference.nt_xent,
     check=_check_nt_xent,
 )
 define(
-    "nt_xent_backward(Tensor grad, Tensor z0, Tensor z1, Tensor loss, Tensor lse, "
-    "Tensor temperature, str precision) -> (Tensor, Tensor)",
-    room="infonce",
-    fake=lambda grad, z0, z1, *_: (z0.new_empty(z0.shape), z1.new_empty(z1.shape)),
+    reference.nt_xent_backward,
 )
 define(
-    "info_nce_grad_norms(Tensor query, Tensor key, Tensor? queue, Tensor temperature, str loss, str precision) -> Tensor",
-    room="infonce",
-    fake=lambda query, key, queue, temperature, loss, precision: query.new_empty(
-        query.shape[0] * (2 if loss == "nt_xent" else 1), dtype=accumulation_dtype(query.dtype)
-    ),
+    reference.info_nce_grad_norms,
     check=_check_info_nce,
 )
 
@@ -92,7 +64,7 @@ def _nt_xent_backward(
 
 differentiate("info_nce", tensors=3, keep=lambda inputs, outputs: outputs, backward=_info_nce_backward)
 differentiate("nt_xent", tensors=2, keep=lambda inputs, outputs: outputs, backward=_nt_xent_backward)
-differentiate("info_nce_grad_norms", tensors=3)
+differentiate("info_nce_grad_norms", tensors=3, backward=None)
 
 
 def _reduce(loss: Tensor, reduction: str) -> Tensor:
@@ -146,7 +118,7 @@ def info_nce(
         temperature: τ > 0.
         reduction: `"mean"`, `"sum"` or `"none"`.
         precision: of the products on a GPU for inputs below float64, as in `covariance`.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         Scalar, or (B,) unreduced; float64 for float64 rows, else float32. Never NaN: losses are exact down to where the
@@ -182,7 +154,7 @@ def nt_xent(
         temperature: τ > 0.
         reduction: `"mean"`, `"sum"` or `"none"`: (2B,), the anchors of z0 first.
         precision: of the products on a GPU for inputs below float64, as in `covariance`.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         Scalar, or (2B,) unreduced; float64 for float64 rows, else float32.
@@ -223,7 +195,7 @@ def info_nce_grad_norms(
         temperature: τ > 0.
         loss: `"info_nce"`, or `"nt_xent"` with its 2B anchors, those of query first.
         precision: of the products on a GPU for inputs below float64, as in `covariance`.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         (B,), or (2B,) for NT-Xent; float64 for float64 rows, else float32.

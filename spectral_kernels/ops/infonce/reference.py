@@ -18,7 +18,7 @@ def _loss(negatives: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _softmax_weights(
-    grad: Tensor, negatives: Tensor, loss: Tensor, lse: Tensor, temperature: float
+    grad: Tensor, negatives: Tensor, loss: Tensor, lse: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradient on the logits of the negatives, and minus that on the positive's, both divided by τ."""
     scale = (grad / temperature).unsqueeze(-1)
@@ -26,11 +26,11 @@ def _softmax_weights(
 
 
 def _drop_diagonal(logits: Tensor) -> Tensor:
-    return logits.masked_fill(torch.eye(len(logits), dtype=torch.bool, device=logits.device), -torch.inf)
+    return logits.masked_fill(torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device), -torch.inf)
 
 
 def info_nce(
-    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, precision: str
+    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float | Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
     u, v = read_rows(query, True), read_rows(key, True)
     positive = (u * v).sum(-1) / temperature
@@ -40,7 +40,7 @@ def info_nce(
 
 
 def info_nce_backward(
-    grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, loss: Tensor, lse: Tensor, temperature: float,
+    grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, loss: Tensor, lse: Tensor, temperature: float | Tensor,
     precision: str, queue_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     u, v = read_rows(query, True), read_rows(key, True)
@@ -59,10 +59,10 @@ def info_nce_backward(
     return dquery, read_rows_backward(dv, key, True), dqueue
 
 
-def _two_views(z0: Tensor, z1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _two_views(z0: Tensor, z1: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Views (2B, d), their logits with self and positive left out, and the positive's logit."""
     x = read_rows(torch.cat([z0, z1]), True)
-    b = len(z0)
+    b = z0.shape[0]
     positive = (x * x.roll(b, 0)).sum(-1) / temperature
     logits = _drop_diagonal(x @ x.mT / temperature)
     rows = torch.arange(2 * b, device=x.device)
@@ -70,16 +70,16 @@ def _two_views(z0: Tensor, z1: Tensor, temperature: float) -> tuple[Tensor, Tens
     return x, logits, positive
 
 
-def nt_xent(z0: Tensor, z1: Tensor, temperature: float, precision: str) -> tuple[Tensor, Tensor]:
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, precision: str) -> tuple[Tensor, Tensor]:
     _, negatives, positive = _two_views(z0, z1, temperature)
     return _loss(negatives, positive)
 
 
 def nt_xent_backward(
-    grad: Tensor, z0: Tensor, z1: Tensor, loss: Tensor, lse: Tensor, temperature: float, precision: str
+    grad: Tensor, z0: Tensor, z1: Tensor, loss: Tensor, lse: Tensor, temperature: float | Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
     x, negatives, _ = _two_views(z0, z1, temperature)
-    b = len(z0)
+    b = z0.shape[0]
     weights, positive = _softmax_weights(grad, negatives, loss, lse, temperature)
     pulled = positive * x.roll(b, 0) + (positive * x).roll(b, 0)
     dx = weights @ x + weights.mT @ x - pulled
@@ -88,11 +88,11 @@ def nt_xent_backward(
 
 
 def info_nce_grad_norms(
-    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, loss: str, precision: str
+    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float | Tensor, loss: str, precision: str
 ) -> Tensor:
     if loss == "nt_xent":
         keys, negatives, positive = _two_views(query, key, temperature)
-        others, own = keys, keys.roll(len(query), 0)
+        others, own = keys, keys.roll(query.shape[0], 0)
     else:
         u, own = read_rows(query, True), read_rows(key, True)
         others = own if queue is None else read_rows(queue, True)

@@ -47,7 +47,7 @@ def pool_select(
             where none is inside the closest one is taken.
         order: of the effective rank.
         generator: of any device; None uses torch's global one.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         `Selection`: indices (batch_size,) of the batch chosen, effective_rank and objective (draws,) of every draw.

@@ -3,24 +3,22 @@
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import Fit, choose
-from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.dispatch import Fit, choose, define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
+from spectral_kernels.ops.spectrum import reference
 
 # kLargestSpectrum of csrc/spectrum_cuda.h
 LARGEST_ON_CUDA = 1024
 
 define(
-    "spectrum(Tensor z, bool center, bool normalize) -> Tensor",
-    room="spectrum",
+    reference.spectrum,
     fake=lambda z, *_: z.new_empty(z.shape[0], z.shape[2], dtype=accumulation_dtype(z.dtype)),
     check=lambda z, *_: checks.finite_rows(z, "z"),
     cuda="own",
 )
 # eigenvectors are torch's on every backend
 define(
-    "spectrum_backward(Tensor grad, Tensor z, bool center, bool normalize) -> Tensor",
-    room="spectrum",
+    reference.spectrum_backward,
     fake=lambda grad, z, *_: z.new_empty(z.shape),
     cpp="reference",
     triton=False,
@@ -50,7 +48,7 @@ def spectrum(z: Tensor, *, center: bool = False, normalize: bool = True, backend
         z: (..., n, d), float64, float32, bfloat16 or float16.
         center: eigenvalues of C instead of M.
         normalize: L2-normalise the rows first.
-        backend: see `spectral_kernels.backends`.
+        backend: see `use_backend`.
 
     Returns:
         (..., d), descending, none below 0; float64 for float64 rows, else float32. Differentiable in z for functions

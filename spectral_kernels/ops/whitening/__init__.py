@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.backends import Fit, choose
-from spectral_kernels.library import define, differentiate, op
+from spectral_kernels.dispatch import Fit, choose, define, differentiate, op
 from spectral_kernels.ops._rows import accumulation_dtype, flatten
-from spectral_kernels.ops.whitening import wide
+from spectral_kernels.ops.whitening import reference, wide
 
 METHODS = ("cholesky", "zca", "newton_schulz")
 
@@ -25,17 +24,14 @@ def _fake(z: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 define(
-    "whiten(Tensor z, str method, Tensor shrinkage, bool center) -> (Tensor, Tensor, Tensor, Tensor)",
-    room="whitening",
+    reference.whiten,
     fake=_fake,
     check=lambda z, *_: checks.finite_rows(z, "z"),
     cpp="composed",
     cuda="own",
 )
 define(
-    "whiten_backward(Tensor grad, Tensor z, Tensor mean, Tensor covariance, Tensor matrix, "
-    "str method, Tensor shrinkage, bool center, Tensor? y) -> Tensor",
-    room="whitening",
+    reference.whiten_backward,
     fake=lambda grad, z, *_: z.new_empty(z.shape),
     cpp="composed",
     cuda="own",
@@ -123,7 +119,7 @@ def whiten(
             `"newton_schulz"` (the same by iteration, run until it has converged for any spectrum that ε admits).
         shrinkage: ε, relative to the mean variance.
         center: subtract the mean; False whitens the second moment.
-        backend: see `spectral_kernels.backends`. The d x d factorisation is in float64 on all of them:
+        backend: see `use_backend`. The d x d factorisation is in float64 on all of them:
             torch's, but for Cholesky's on cuda, up to d = 128 or what the GPU's shared memory holds (d = 96 in 99 KB).
             Below n = d all work is torch's, in float64.
 

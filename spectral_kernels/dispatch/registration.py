@@ -1,14 +1,14 @@
-"""Registers an op once: schema, fake implementation, backends, derivatives.
+"""Registers an op from its reference: schema, fake implementation, backends.
 
-An op `name` of a room `ops/<room>/` is implemented by functions of that very name: `reference.py`, `triton.py`, `cuda.py`
-where csrc has kernels that beat Triton's, and either `torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the
-parts, `cpp.py`. All take the schema's arguments without the last one, `backend`, which says which of them runs.
+An op is implemented by functions of its name: in `reference.py`, beside it in `triton.py`, in `cuda.py` where csrc has
+kernels that beat Triton's, and either as `torch.ops.spectral_kernels_cpp.<name>` or, where C++ has only the parts, in
+`cpp.py`. All take the same arguments; the registered op has one more, `backend`, which says which of them runs.
 """
 
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,12 +16,22 @@ from torch import Tensor
 # whether a mode (fake tensors, a tracer) is on: nothing public tells
 from torch._C import _len_torch_dispatch_stack
 
-from spectral_kernels import backends, checks, errors
+from spectral_kernels import checks, errors
+from spectral_kernels.dispatch import backends
 
 NAMESPACE = "spectral_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
-_NUMBERS = ("Tensor temperature", "Tensor shrinkage")
+# annotation of a reference's argument -> its type in the schema; numbers travel as tensors (`as_tensor`)
+_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    bool: "bool",
+    int: "SymInt",
+    str: "str",
+    float: "Tensor",
+    float | Tensor: "Tensor",
+}
 
 # where torch's own ops run the reference; ROCm calls itself CUDA
 GPU_KEYS = ("CUDA", "MPS", "XPU", "HPU", "PrivateUse1")
@@ -31,12 +41,16 @@ _CPP_MESSAGE = re.compile(r"spectral_kernels: ([^\n]*)")
 # op name -> what calls it, where that is not its overload
 _CALLS: dict[str, Callable[..., Any]] = {}
 # op name -> the reference, of the op's own arguments, open to every derivative of torch
-_PLAIN: dict[str, Callable[..., Any]] = {}
+PLAIN: dict[str, Callable[..., Any]] = {}
 
 
-def _module_function(room: str, module: str, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(importlib.import_module(f"spectral_kernels.ops.{room}.{module}"), name)
-    return function
+def _schema(name: str, arguments: dict[str, Any], returned: Any) -> str:
+    for argument, kind in arguments.items():
+        if kind not in _TYPES:
+            raise TypeError(f"{name}: argument {argument} is a {kind}, which an op cannot take")
+    listed = ", ".join(f"{_TYPES[kind]} {argument}" for argument, kind in arguments.items())
+    results = ", ".join("Tensor" for _ in get_args(returned))
+    return f"{name}({listed}, str backend) -> {f'({results})' if results else 'Tensor'}"
 
 
 def _translation(error: RuntimeError) -> Exception:
@@ -128,10 +142,9 @@ def _eager_call(name: str, kernel: Callable[..., Any], cpp: bool, numbers: tuple
 
 
 def define(
-    schema: str,
+    reference: Callable[..., Any],
     *,
-    room: str,
-    fake: Callable[..., Any],
+    fake: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
     cpp: str = "library",
     triton: bool = True,
@@ -140,10 +153,11 @@ def define(
     """Register an op.
 
     Args:
-        schema: without the trailing `str backend`, which is added here. A `Tensor temperature` or
-            `Tensor shrinkage` is a number (`as_tensor`): implementations get it as such, callers may give it so.
-        room: folder under `ops/`.
-        fake: shapes and dtypes from the schema's arguments (without `backend`).
+        reference: the definition, whose name and annotations are the op's. Of a `float` implementations get the number; of
+            a `float | Tensor` the reference may get a tensor, since a traced number has no value. Callers may give either
+            as a number.
+        fake: shapes and dtypes from the reference's arguments. None: those of the reference itself, which must not branch
+            on shapes or values then.
         check: reads the arguments of a CPU call for NaN and Inf, for the reference; kernels look for themselves as they
             read (errors.py).
         cpp: `"library"` (C++ has the whole op), `"composed"` (`cpp.py` has it) or `"reference"` (d x d work that is
@@ -151,12 +165,13 @@ def define(
         triton: whether `triton.py` has it; else the reference runs under that name.
         cuda: `"own"` (`cuda.py` has it), `"reference"` (the backward of an op that it has) or `"none"`.
     """
-    name, rest = schema.split("(", 1)
-    arguments, returns = rest.rsplit(") ->", 1)
-    LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
-    items = arguments.split(", ")
-    numbers = tuple(place for place, item in enumerate(items) if item in _NUMBERS)
-    known = tuple(place for place in numbers if items[place] != "Tensor temperature")
+    name, package = reference.__name__, reference.__module__.rpartition(".")[0]
+    hints = get_type_hints(reference)
+    returned = hints.pop("return")
+    LIBRARY.define(_schema(name, hints, returned))
+    kinds = list(hints.values())
+    numbers = tuple(place for place, kind in enumerate(kinds) if kind in (float, float | Tensor))
+    known = tuple(place for place in numbers if kinds[place] is float)
     backends.OPS[name] = ("reference", "cpp", "triton", *(() if cuda == "none" else ("cuda",)))
     owners = {"cpp": cpp != "reference", "triton": triton, "cuda": cuda != "reference"}
     kernels = {"reference": False, **owners}
@@ -165,16 +180,20 @@ def define(
         backends.SHARED[name] = shared
     loaded: dict[str, Callable[..., Any]] = {}
 
+    def own(backend: str) -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(importlib.import_module(f"{package}.{backend}"), name)
+        return function
+
     def load(backend: str) -> Callable[..., Any]:
         if backend == "cpp" and cpp == "library":
             return _translated(getattr(torch.ops.spectral_kernels_cpp, name))
         if backend == "cpp" and cpp == "composed":
-            return _translated(_module_function(room, "cpp", name))
+            return _translated(own("cpp"))
         if backend == "triton" and triton:
-            return errors.noting(name, _module_function(room, "triton", name))
+            return errors.noting(name, own("triton"))
         if backend == "cuda" and cuda == "own":
-            return errors.noting(name, _translated(_module_function(room, "cuda", name)))
-        return _module_function(room, "reference", name)
+            return errors.noting(name, _translated(own("cuda")))
+        return reference
 
     def kernel(*arguments: Any) -> Any:
         *inputs, backend = _converted(arguments, numbers, _as_number)
@@ -187,18 +206,19 @@ def define(
             return _contiguous(_without_autocast(function, inputs))
 
     def plain(*arguments: Any) -> Any:
-        # a temperature stays a tensor: traced, its value is not known
         *inputs, _backend = _converted(arguments, known, _as_number)
         if check is not None:
             check(*inputs)
-        return _without_autocast(_module_function(room, "reference", name), inputs)
+        return _without_autocast(reference, inputs)
 
-    _PLAIN[name] = plain
+    def shapes(*arguments: Any) -> Any:
+        return fake(*arguments[:-1]) if fake is not None else _contiguous(reference(*arguments[:-1]))
+
+    PLAIN[name] = plain
     for key in ("CPU", *GPU_KEYS):
         LIBRARY.impl(name, kernel, key)
-    if cpp == "library" or triton or cuda == "own":
-        _CALLS[name] = _eager_call(name, kernel, cpp == "library", numbers)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *inputs: fake(*inputs[:-1]), lib=LIBRARY)
+    _CALLS[name] = _eager_call(name, kernel, cpp == "library", numbers)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
 
 
 def _without_autocast(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
@@ -207,100 +227,6 @@ def _without_autocast(function: Callable[..., Any], inputs: Sequence[Any]) -> An
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return function(*inputs)
     return function(*inputs)
-
-
-class _Existing(torch.autograd.Function):
-    """The identity, which raises where a derivative comes back as NaN."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
-        ctx.name = name
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        if checks.readable(grad) and bool(grad.isnan().any()):
-            raise RuntimeError(f"{ctx.name} has no second derivative here: torch has none where eigenvalues repeat")
-        return grad, None
-
-
-def differentiate(
-    name: str,
-    *,
-    tensors: int = 1,
-    keep: Callable[..., tuple[Tensor | None, ...]] = lambda inputs, outputs: (),
-    backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
-) -> None:
-    """Register the derivatives of an op; only its first output has one.
-
-    First derivatives in reverse mode are `backward`'s. All others (second and higher ones, forward mode, the transforms of
-    torch.func) are those of the reference, which is plain PyTorch, whatever the backend.
-
-    Args:
-        tensors: how many of the op's first arguments are tensors; these may have gradients.
-        keep: from all arguments and the outputs (a tuple) to what the backward needs besides the tensors.
-        backward: `backward(grad, tensors, kept, options, wanted)`, options being the other arguments, to a gradient or None
-            for each tensor. None: the op's result has no gradient, outside transforms.
-    """
-    registered = overload(name)
-    plain = _PLAIN[name]
-
-    def below(keyset: Any, inputs: Sequence[Any]) -> Any:
-        # as torch.library.register_autograd gets there, which has no forward mode; nothing public does
-        with torch._C._AutoDispatchBelowAutograd():
-            return registered.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)  # type: ignore[attr-defined]
-
-    class Derivative(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
-            result = below(keyset, inputs)
-            outputs = result if isinstance(result, tuple) else (result,)
-            # numbers among the options are tensors, a few bytes without a gradient
-            ctx.options = inputs[tensors:]
-            ctx.save_for_backward(*inputs[:tensors], *keep(inputs, outputs))
-            ctx.mark_non_differentiable(*outputs[1:])
-            return result
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-            inputs, kept = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
-            wanted = ctx.needs_input_grad[1 : 1 + tensors]
-            # create_graph=True: whoever differentiates this gradient needs plain operations
-            found = _plain_backward if torch.is_grad_enabled() else backward
-            assert found is not None
-            gradients = found(grad, inputs, kept, ctx.options, wanted)
-            return (None, *gradients, *[None] * len(ctx.options))
-
-    def _plain_backward(
-        grad: Tensor, inputs: Sequence[Any], _: Any, options: Sequence[Any], wanted: Sequence[bool]
-    ) -> tuple[Tensor | None, ...]:
-        places = [place for place, want in enumerate(wanted) if want]
-
-        def first_output(*differentiated: Tensor) -> Tensor:
-            arguments = list(inputs)
-            for place, tensor in zip(places, differentiated, strict=True):
-                arguments[place] = tensor
-            result = plain(*arguments, *options)
-            output: Tensor = result[0] if isinstance(result, tuple) else result
-            return output
-
-        differentiated = (_Existing.apply(inputs[place], name) for place in places)  # type: ignore[no-untyped-call]
-        pull = torch.func.vjp(first_output, *differentiated)[1]
-        gradients = dict(zip(places, pull(grad), strict=True))
-        return tuple(gradients.get(place) for place in range(tensors))
-
-    def autograd(keyset: Any, *inputs: Any) -> Any:
-        if checks.transformed():
-            return plain(*inputs)
-        if (
-            backward is not None
-            and torch.is_grad_enabled()
-            and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        ):
-            return Derivative.apply(keyset, *inputs)  # type: ignore[no-untyped-call]
-        return below(keyset, inputs)
-
-    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
 
 
 def composed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,6 +1,6 @@
 """Which implementation of an op runs: choosing one, forcing one, and saying why one cannot run.
 
-Every op is registered once (`library.py`) and carries the backend's name as its last argument. `choose` finds that
+Every op is registered once (`registration.py`) and carries the backend's name as its last argument. `choose` finds that
 name: a forced backend that cannot run raises `BackendError`; nothing falls back silently.
 """
 
@@ -19,13 +19,14 @@ import torch
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
-# op name -> backends that implement it; filled by library.define
+# op name -> backends that implement it; filled by `define`
 OPS: dict[str, tuple[str, ...]] = {}
 # op name -> those of them that run the reference's code, because its work is d x d and torch's; filled likewise
 SHARED: dict[str, tuple[str, ...]] = {}
 
-_LIBRARY_PATH = Path(__file__).with_name("_C.so")
-_CUDA_LIBRARY_PATH = Path(__file__).with_name("_C_cuda.so")
+_PACKAGE = Path(__file__).parent.parent
+_LIBRARY_PATH = _PACKAGE / "_C.so"
+_CUDA_LIBRARY_PATH = _PACKAGE / "_C_cuda.so"
 _LINUX = sys.platform.startswith("linux")
 
 
