@@ -1,26 +1,16 @@
 """The benchmarks' own promises: the README's table is what the CSV says, and no figure is printed without its check."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+from process_helpers import ROOT, module_of, run_python
 
-ROOT = Path(__file__).parent.parent
 
-
-def bench_module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def bench_module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    spec = importlib.util.spec_from_file_location(f"bench_under_test_{name}", ROOT / "bench" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(ROOT / "bench" / f"{name}.py", f"bench_under_test_{name}")
 
 
 def test_readme_holds_the_table_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,9 +39,8 @@ def test_a_wrong_result_is_not_timed(
     assert harness.report(rows, ["sum: off by one"], tmp_path / "out.csv") == 1
     printed = capsys.readouterr()
     assert "NOT MET" in printed.out and "CHECK FAILED, not timed: sum: off by one" in printed.err
-    assert (tmp_path / "out.csv").read_text().splitlines()[
-        0
-    ] == "job,contender,p20_ms,p50_ms,p80_ms,ratio,bar,objective"
+    columns = "job,contender,p20_ms,p50_ms,p80_ms,ratio,bar,objective\n"
+    assert (tmp_path / "out.csv").read_text().startswith(columns)
 
 
 def test_what_is_asked_beside_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,10 +59,7 @@ def test_what_is_asked_beside_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.slow
 def test_gpu_check_survives_planted_faults(tmp_path: Path) -> None:
     """A crash, a hang, a missing library, a wrong result: each ends its own phase, and is reported."""
-    command = [sys.executable, "bench/gpu_check.py", "--rehearse", "--out", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python("bench/gpu_check.py", "--rehearse", "--out", str(tmp_path))
     assert "rehearsed: every planted fault ended its own phase only" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "clean" / "results.jsonl").read_text().splitlines()]
     timed = [line for line in lines if line["phase"] == "speed" and line.get("what") == "ours"]
@@ -82,10 +68,9 @@ def test_gpu_check_survives_planted_faults(tmp_path: Path) -> None:
 
 
 def test_gpu_check_without_a_gpu_ends_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "bench/gpu_check.py", "--out", str(tmp_path), "--device", "cuda"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 3, done.stdout + done.stderr
+    done = run_python(
+        "bench/gpu_check.py", "--out", str(tmp_path), "--device", "cuda", status=3, CUDA_VISIBLE_DEVICES=""
+    )
     assert "phase load: 1" in done.stdout and "speed" not in done.stdout
 
 

@@ -1,20 +1,18 @@
 """The examples on small data in the true format; `make check-examples` runs them on the real one."""
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from process_helpers import ROOT, run_python
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
-import sentences  # noqa: E402
-import wordnet  # noqa: E402
+import sentences
+import wordnet
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by\n"
 
@@ -39,14 +37,7 @@ def test_wordnet_is_read_in_its_format(tmp_path: Path) -> None:
         encoding="latin-1",
     )
     found = wordnet.read(tmp_path, ("noun", "adj"))
-    assert [synset.key for synset in found] == [
-        "n00000000",
-        "n00000001",
-        "n00000002",
-        "n00000003",
-        "a00001740",
-        "a00002098",
-    ]
+    assert [synset.key for synset in found] == [*(f"n0000000{i}" for i in range(4)), "a00001740", "a00002098"]
     assert found[2] == wordnet.Synset("n00000002", ("word 2", "other"), "sense 2", 5, ("n00000000",))
     assert found[4].words == ("galore",) and found[4].definition == "in great numbers" and found[4].parents == ()
     assert found[5].words == ("un\u00e9",)
@@ -67,11 +58,10 @@ def test_a_missing_wordnet_is_said_where(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_graph_runs(tmp_path: Path) -> None:
     write_nouns(tmp_path, 200)
-    command = [sys.executable, "examples/graph.py", "--steps", "30", "--batch-size", "20"]
-    command += ["--categories", "noun.animal", "noun.artifact"]
-    environment = os.environ | {"SPECTRAL_KERNELS_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_python(
+        *["examples/graph.py", "--steps", "30", "--batch-size", "20", "--categories", "noun.animal", "noun.artifact"],
+        SPECTRAL_KERNELS_DATA=str(tmp_path),
+    )
     rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in done.stdout.splitlines()[-2:]}
     assert rows.keys() == {"random", "greedy-16"}
     assert rows["greedy-16"][0] > rows["random"][0]
@@ -119,13 +109,9 @@ def test_sentences_learn_their_pairs(greedy: bool, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("candidates", (0, 8))
 def test_ddp_runs_on_two_processes(candidates: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(ROOT / "examples" / "ddp_simclr.py"), "--data", "digits", "--images", "300", "--batch-size", "64"]
-    command += ["--epochs", "3", "--candidates", str(candidates)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
+    command = "-m torch.distributed.run --standalone --nproc-per-node 2 examples/ddp_simclr.py --data digits"
+    options = f"--images 300 --batch-size 64 --epochs 3 --candidates {candidates}"
+    done = run_python(*command.split(), *options.split(), OMP_NUM_THREADS="1")
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 3
     assert all("on 2 processes" in line for line in epochs)

@@ -2,13 +2,11 @@
 
 import ast
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from process_helpers import ROOT, run_python
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = "spectral_kernels"
 PATHS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -77,8 +75,7 @@ def test_importing_the_package_imports_nothing_optional() -> None:
     optional = {"matplotlib", "yaml", "sklearn", "tqdm", "PIL", "torchvision", "pandas"}
     # torch takes what it finds of them
     code = f"import sys, torch; before = set(sys.modules); import {PACKAGE}; print(*{optional} & sys.modules.keys() - before)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    assert run_python("-c", code).stdout.split() == []
 
 
 def test_no_file_is_long() -> None:

@@ -1,26 +1,17 @@
 """The report on the installation: complete, useful, and there whatever is broken."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from process_helpers import run_python
 
 from spectral_kernels import info
 from spectral_kernels.dispatch import backends
 
 
-def run(*arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "spectral_kernels.info", *arguments]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_json_is_what_collect_returns() -> None:
-    assert json.loads(run("--json")).keys() == info.collect().keys()
+    assert json.loads(run_python("-m", "spectral_kernels.info", "--json").stdout).keys() == info.collect().keys()
 
 
 def test_every_op_and_its_backend_is_reported() -> None:
@@ -49,8 +40,8 @@ def test_loops_of_the_library_run_in_parallel() -> None:
 
 
 def test_forced_backend_that_cannot_run_is_reported() -> None:
-    text = run(SPECTRAL_KERNELS_BACKEND="cuda")
-    assert "refused: backend 'cuda' cannot run greedy_select" in text
+    done = run_python("-m", "spectral_kernels.info", SPECTRAL_KERNELS_BACKEND="cuda")
+    assert "refused: backend 'cuda' cannot run greedy_select" in done.stdout
 
 
 @pytest.mark.parametrize("section", ["_library", "_cpu", "_gpu", "_ops", "_versions"])
