@@ -61,11 +61,14 @@ def build(kind: str, source: Path, folder: Path, python: str = sys.executable, *
     return folder / done.stdout.splitlines()[-1], done.stderr
 
 
-def build_in_place(source: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def build_in_place(source: Path, fails: bool = False, **changes: str) -> str:
+    """What it says on stderr."""
+    done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         cwd=source, env=environment(**changes), capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stderr
+    return done.stderr
 
 
 def use(wheel: Path, folder: Path) -> dict[str, object]:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from build_helpers import ROOT, build, build_in_place, copy_of_the_project, environment, use
+from build_helpers import ROOT, build, copy_of_the_project, environment, use
 
 from spectral_kernels import info
 
@@ -57,12 +58,6 @@ def test_package_ships_types_and_configs(without_library: dict[str, object]) -> 
     assert modules == {name for name in names if name.endswith(".py")}
 
 
-def test_require_makes_a_missing_library_an_error(tmp_path: Path) -> None:
-    done = build_in_place(copy_of_the_project(tmp_path), SPECTRAL_KERNELS_BUILD="require", CXX="/nonexistent")
-    assert done.returncode != 0
-    assert "CXX=/nonexistent does not run" in done.stderr
-
-
 @pytest.mark.slow
 def test_plain_pip_install_gives_a_package_without_library(tmp_path: Path) -> None:
     """pip isolates the build, which then sees no torch; needs a package index for setuptools."""
@@ -77,7 +72,11 @@ def test_plain_pip_install_gives_a_package_without_library(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_wheel_has_no_rpath_and_no_path_of_its_builder(library_wheel: Path) -> None:
+def test_wheel_is_for_any_python_and_place(library_wheel: Path, tmp_path: Path) -> None:
+    assert re.fullmatch(r"spectral_kernels-[\d.]+-py3-none-linux_\w+\.whl", library_wheel.name)
+    found: Any = use(library_wheel, tmp_path)["info"]
+    assert found["library"]["loaded"]
+    assert found["library"]["torch"] == torch.__version__
     content = zipfile.ZipFile(library_wheel).read("spectral_kernels/_C.so")
     torch_folder = str(Path(torch.__file__).parent)
     assert torch_folder.encode() not in content
@@ -87,9 +86,7 @@ def test_wheel_has_no_rpath_and_no_path_of_its_builder(library_wheel: Path) -> N
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 def test_cuda_library_loads_under_this_torch() -> None:
     """Its operators are registered and its host code runs; the torch here may be one for the CPU."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", CUDA], env=os.environ, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-P", "-c", CUDA], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["eigenvalues", "greedy_select"]
     cuda = info.collect()["library"]["cuda"]
@@ -97,29 +94,11 @@ def test_cuda_library_loads_under_this_torch() -> None:
     assert {"sm_80", "sm_90"} <= set(cuda["architectures"])
 
 
-def test_no_nvcc_gives_a_package_that_says_so(tmp_path: Path) -> None:
-    source = copy_of_the_project(tmp_path)
-    wheel, said = build(
-        "wheel", source, tmp_path / "dist", SPECTRAL_KERNELS_BUILD="0", NVCC="/nonexistent", SPECTRAL_KERNELS_CUDA="1"
-    )
-    assert "no CUDA library: NVCC=/nonexistent does not run" in said
-    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-
-
 @pytest.fixture(scope="module")
 def library_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("library")
     source = copy_of_the_project(folder)
     return build("wheel", source, folder / "dist", SPECTRAL_KERNELS_BUILD="require")[0]
-
-
-@pytest.mark.slow
-def test_wheel_is_for_any_python(library_wheel: Path, tmp_path: Path) -> None:
-    assert re.fullmatch(r"spectral_kernels-[\d.]+-py3-none-linux_\w+\.whl", library_wheel.name)
-    found = use(library_wheel, tmp_path)["info"]
-    assert isinstance(found, dict)
-    assert found["library"]["loaded"]
-    assert found["library"]["torch"] == torch.__version__
 
 
 @pytest.mark.slow
