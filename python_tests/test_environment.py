@@ -1,7 +1,5 @@
 """What an environment lacks is told truthfully, and what can run there runs: other platforms, by what torch says of them."""
 
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -9,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from process_helpers import run_python
 
 import spectral_kernels as sk
 from spectral_kernels import info
 from spectral_kernels.dispatch import backends
 
-ROOT = Path(__file__).parents[1]
 CPU, CUDA, MPS, XPU = (torch.device(kind) for kind in ("cpu", "cuda", "mps", "xpu"))
 
 # every op on a CPU without Triton, the C++ library or torch.distributed, whatever the environment has
@@ -84,13 +82,7 @@ def test_everything_runs_on_torch_alone(blocked: str) -> None:
     code = WITHOUT.replace("BLOCKED", blocked)
     if blocked != "()":
         code = code.replace("import spectral_kernels.cli\n", "")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON", "SPECTRAL"))}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    cpp, triton, cuda, distributed = done.stdout.splitlines()
+    cpp, triton, cuda, distributed = run_python("-c", code).stdout.splitlines()
     assert "backend 'cpp' cannot run spectrum: the C++ library was not built" in cpp
     assert "triton is not installed" in triton and "cuda needs CUDA tensors, got cpu" in cuda
     assert distributed.endswith("needs torch.distributed, which this torch is built without")
@@ -176,37 +168,26 @@ def test_other_devices_run_the_reference(device: torch.device) -> None:
 
 def test_a_device_without_float64_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """MPS by what torch says there: conversions to float64 raise a TypeError."""
-    to, double, rand = torch.Tensor.to, torch.Tensor.double, torch.rand
+    double = torch.Tensor.double
 
-    def refuse(*arguments: Any, **options: Any) -> None:
-        if torch.float64 in (*arguments, *options.values()):
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
-            )
+    def narrow(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if function is double or any(part is torch.float64 for part in (*arguments, *options.values())):
+                raise TypeError(
+                    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+                )
+            return function(*arguments, **options)
 
-    def narrow_to(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        refuse(*arguments, **options)
-        return to(self, *arguments, **options)
+        return call
 
-    def narrow_rand(*arguments: Any, **options: Any) -> torch.Tensor:
-        refuse(*arguments, **options)
-        return rand(*arguments, **options)
-
-    monkeypatch.setattr(torch.Tensor, "to", narrow_to)
-    monkeypatch.setattr(torch.Tensor, "double", lambda self: refuse(torch.float64) or double(self))
-    monkeypatch.setattr(torch, "rand", narrow_rand)
+    for owner, name in ((torch.Tensor, "to"), (torch.Tensor, "double"), (torch, "rand")):
+        monkeypatch.setattr(owner, name, narrow(getattr(owner, name)))
     needed = backends.float64_needed
     # tensors here are the CPU's
     for module in list(sys.modules.values()):
         if getattr(module, "float64_needed", None) is needed:
             monkeypatch.setattr(module, "float64_needed", lambda what, device: needed(what, MPS))
     z = torch.randn(32, 4)
-    works = {
-        "covariance": lambda: sk.covariance(z),
-        "effective_rank": lambda: sk.effective_rank(z, order=2),
-        "nt_xent": lambda: sk.nt_xent(z, z),
-        "info_nce": lambda: sk.info_nce(z, z),
-    }
     refused = {
         "spectrum": lambda: sk.spectrum(z),
         "whiten": lambda: sk.whiten(z),
@@ -216,8 +197,8 @@ def test_a_device_without_float64_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         "gradient_band": lambda: sk.gradient_band(z, z),
     }
     with sk.use_backend("reference"):
-        for call in works.values():
-            assert bool(call().isfinite().all())
+        for result in (sk.covariance(z), sk.effective_rank(z, order=2), sk.nt_xent(z, z), sk.info_nce(z, z)):
+            assert bool(result.isfinite().all())
         for name, run in refused.items():
             with pytest.raises(sk.BackendError, match=f"^{name} computes in float64, which mps devices do not have"):
                 run()
