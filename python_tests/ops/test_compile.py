@@ -1,32 +1,21 @@
-"""torch.compile without a graph break, shapes dynamic; autocast; no_grad."""
+"""What torch.compile, torch.export and autocast make of the ops; no_grad; what the dispatcher sees of them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from modes import Watched
+from test_derivatives import FUNCTIONS
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral_kernels as sk
 
-INDICES = torch.tensor([[0, 1, 2], [2, 3, 1]])
-
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
-    "covariance": lambda z: sk.covariance(z, normalize=True),
-    "spectrum": lambda z: sk.spectrum(z),
-    "effective_rank": lambda z: sk.effective_rank(z),
-    "effective_rank 2": lambda z: sk.effective_rank(z, order=2, center=True),
-    "effective_rank unbiased": lambda z: sk.effective_rank(z, order=2, unbiased=True),
+    **FUNCTIONS,
     "effective_rank inf": lambda z: sk.effective_rank(z, order=float("inf"), spectrum="singular"),
-    "batch_effective_rank": lambda z: sk.batch_effective_rank(z, INDICES),
-    "batch_effective_rank 1": lambda z: sk.batch_effective_rank(z, INDICES, order=1.0),
-    "whiten": lambda z: sk.whiten(z, shrinkage=0.01),
-    "whiten zca": lambda z: sk.whiten(z, shrinkage=0.01, method="zca"),
-    "info_nce": lambda z: sk.info_nce(z, z.roll(1, 0)),
     "info_nce queue": lambda z: sk.info_nce(z, z.roll(1, 0), queue=z[:2], reduction="none"),
-    "nt_xent": lambda z: sk.nt_xent(z, z.roll(1, 1)),
     "forced": lambda z: _forced(z),
 }
 SELECTORS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -51,7 +40,7 @@ def test_differentiable_ops_compile(name: str) -> None:
         z = torch.randn(n, d, requires_grad=True)
         expected, got = call(z), compiled(z)
         torch.testing.assert_close(got, expected)
-        weight = torch.randn_like(expected) if name != "spectrum" else torch.ones_like(expected)
+        weight = torch.randn_like(expected)
         by_eager = torch.autograd.grad(expected, z, weight)[0]
         by_graph = torch.autograd.grad(got, z, weight)[0]
         torch.testing.assert_close(by_graph, by_eager)
@@ -65,6 +54,51 @@ def test_selectors_compile(name: str) -> None:
         assert compiled(z).isfinite().all()
     if name == "greedy_select all":
         torch.testing.assert_close(compiled(z), SELECTORS[name](z))
+
+
+OF_A_NUMBER: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "nt_xent": lambda a, b, x: sk.nt_xent(a, b, temperature=x),
+    "info_nce": lambda a, b, x: sk.info_nce(a, b, queue=b, temperature=x),
+    "info_nce_grad_norms": lambda a, b, x: sk.info_nce_grad_norms(a, b, temperature=x),
+    "whiten": lambda a, b, x: sk.whiten(a, shrinkage=x),
+    "whiten, n < d": lambda a, b, x: sk.whiten(a[:6], shrinkage=x),
+    "whiten by zca, n < d": lambda a, b, x: sk.whiten(a[:6], shrinkage=x, method="zca"),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_NUMBER)
+def test_one_graph_for_many_numbers(name: str) -> None:
+    function = OF_A_NUMBER[name]
+    a, b = torch.randn(16, 8, requires_grad=True), torch.randn(16, 8)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(function, fullgraph=True)
+    for value in [0.1 + 0.01 * i for i in range(14)]:
+        got, expected = compiled(a, b, value), function(a, b, value)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        if expected.requires_grad:
+            torch.testing.assert_close(
+                *(torch.autograd.grad(result.sum(), a)[0] for result in (got, expected)), rtol=1e-4, atol=1e-5
+            )
+    # Dynamo's first graph is of the very number that it meets
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("method", ("cholesky", "zca", "newton_schulz"))
+def test_whitening_in_eval_mode(method: str) -> None:
+    layer, z = sk.Whitening(16, method=method), torch.randn(64, 16)
+    layer(3 * z + 1)
+    layer.eval()
+    exported = torch.export.export(layer, (z,)).module()
+    torch.testing.assert_close(exported(z), layer(z))
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(z), layer(z))
+
+
+@pytest.mark.parametrize("n", (64, 8))
+def test_whitening_in_training_mode_compiles(n: int) -> None:
+    layer, compiled, z = sk.Whitening(16), sk.Whitening(16), torch.randn(n, 16)
+    torch.testing.assert_close(torch.compile(compiled, fullgraph=True)(z), layer(z), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled.running_covariance, layer.running_covariance, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -82,6 +116,38 @@ def test_autocast_changes_nothing(name: str) -> None:
         torch.testing.assert_close(CALLS[name](z), expected)
 
 
+def test_autocast_promotes() -> None:
+    z0, z1, queue = torch.randn(16, 8), torch.randn(16, 8), torch.randn(32, 8)
+    half = z0.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, expected in (
+            (sk.info_nce(half, z1, queue=queue), sk.info_nce(half.float(), z1, queue=queue)),
+            (
+                sk.info_nce(half, half, queue=queue.double()),
+                sk.info_nce(half.double(), half.double(), queue=queue.double()),
+            ),
+            (sk.nt_xent(z1, half), sk.nt_xent(z1, half.float())),
+            (sk.nt_xent(half, z1.half()), sk.nt_xent(half.float(), z1.half().float())),
+            (sk.info_nce_grad_norms(half, z1), sk.info_nce_grad_norms(half.float(), z1)),
+            (sk.gradient_band(half, z1).upper, sk.gradient_band(half.float(), z1).upper),
+        ):
+            torch.testing.assert_close(got, expected)
+    for call in (lambda: sk.info_nce(half, z1), lambda: sk.nt_xent(z1, half), lambda: sk.info_nce(z0, z1, queue=half)):
+        with pytest.raises(ValueError, match=r"bfloat16, but|is torch.float32, but"):
+            call()
+
+
+def test_autocast_of_a_compiled_loss() -> None:
+    linear, z, queue = torch.nn.Linear(8, 8), torch.randn(16, 8), torch.randn(32, 8)
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            h = linear(x)
+            return sk.info_nce(h, h, queue=queue)
+
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True)(z), loss(z), rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 def test_eager_code_goes_around_the_dispatcher(backend: str) -> None:
     """Unless there is something to differentiate."""
@@ -94,21 +160,11 @@ def test_eager_code_goes_around_the_dispatcher(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 def test_a_dispatch_mode_sees_the_op_that_eager_code_goes_around(backend: str) -> None:
-    class Seen(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.names: list[str] = []
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            self.names.append(str(func))
-            return func(*args, **(kwargs or {}))
-
+    seen: list[str] = []
     z = torch.randn(16, 4)
-    with Seen() as seen:
+    with Watched(lambda function, _: seen.append(str(function))):
         inside = sk.covariance(z, backend=backend)
-    assert "spectral_kernels.covariance.default" in seen.names
+    assert "spectral_kernels.covariance.default" in seen
     assert torch.equal(inside, sk.covariance(z, backend=backend))
     with FakeTensorMode() as mode:
         assert sk.covariance(mode.from_tensor(z), backend=backend).shape == (4, 4)

@@ -23,25 +23,7 @@ def test_definition(shape: tuple[int, ...], backend: str) -> None:
     z = torch.randn(shape, dtype=torch.float64) + 0.5
     for center in (True, False):
         for unit in (True, False):
-            for correction in range(min(2, shape[-2])):
+            for correction in [c for c in (0, 1, 5) if c < shape[-2]]:
                 found = sk.covariance(z, center=center, normalize=unit, correction=correction, backend=backend)
                 expected = by_definition(normalize(z, dim=-1) if unit else z, center, correction)
                 torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_torch_cov(backend: str) -> None:
-    z = torch.randn(50, 6, dtype=torch.float64)
-    for correction in (0, 1, 5):
-        found = sk.covariance(z, correction=correction, backend=backend)
-        torch.testing.assert_close(found, torch.cov(z.mT, correction=correction), rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradient(backend: str) -> None:
-    z = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 4, 4, dtype=torch.float64)
-    for center in (True, False):
-        (found,) = torch.autograd.grad((weight * sk.covariance(z, center=center, backend=backend)).sum(), z)
-        (expected,) = torch.autograd.grad((weight * by_definition(z, center, 0)).sum(), z)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)

@@ -23,6 +23,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "RankMe": lambda z: sk.rankme(z),
     "batches": lambda z: sk.batch_effective_rank(z, torch.tensor([[0, 1, 2, 3], [1, 3, 2, 0]])).sum(),
     "batches, order 1": lambda z: sk.batch_effective_rank(z, torch.tensor([[0, 1, 2, 3]]), order=1).sum(),
+    "coding rate": lambda z: sk.coding_rate(z),
     "covariance": lambda z: sk.covariance(z, normalize=True).square().sum(),
     "spectrum": lambda z: sk.spectrum(z).square().sum(),
     "whiten": lambda z: sk.whiten(z, shrinkage=0.1).sin().sum(),
@@ -86,20 +87,6 @@ def test_third_derivative_of_a_kernels_result_in_float32() -> None:
         return gradient
 
     torch.testing.assert_close(third(single).double(), third(z), rtol=1e-3, atol=1e-3)
-
-
-def test_a_penalty_on_the_gradient_trains() -> None:
-    """What second derivatives are for: the step along them lowers the penalty."""
-    z = rows(32, 8).float().requires_grad_()
-
-    def penalty(x: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(sk.nt_xent(x[:16], x[16:], temperature=0.2), x, create_graph=True)
-        return gradient.square().sum()
-
-    before = penalty(z)
-    (step,) = torch.autograd.grad(before, z)
-    assert float(step.norm()) > 0
-    assert penalty((z - 1e-2 * step / step.norm()).detach().requires_grad_()) < before
 
 
 def test_norms_have_no_gradient_outside_transforms_and_the_right_one_inside() -> None:

@@ -6,42 +6,27 @@ from typing import Any
 
 import pytest
 import torch
+from launch_helpers import CALLS, greedy_call, meta
+from modes import Watched
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral_kernels.kernels.launch import Record, recording
-from spectral_kernels.ops.covariance import triton as covariance
-from spectral_kernels.ops.effective_rank import triton as effective_rank
-from spectral_kernels.ops.greedy import triton as greedy
 from spectral_kernels.ops.infonce import triton as infonce
 from spectral_kernels.ops.whitening import cuda as whitening
 
 B, D = 65536, 128
 
 
-class Allocations(TorchDispatchMode):
-    """Bytes of everything that is made; views are not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for part in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(part, Tensor) and not part._is_view():
-                self.total += part.numel() * part.element_size()
-        return out
-
-
 @contextmanager
-def watched() -> Iterator[tuple[list[Record], Allocations]]:
-    with recording() as records, Allocations() as allocations:
-        yield records, allocations
+def watched() -> Iterator[tuple[list[Record], list[int]]]:
+    """Launches, and the bytes of everything that is made; views are not."""
+    sizes: list[int] = []
 
+    def see(_: Any, made: list[Tensor]) -> None:
+        sizes.extend(part.numel() * part.element_size() for part in made if not part._is_view())
 
-def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta")
+    with recording() as records, Watched(see):
+        yield records, sizes
 
 
 def info_nce_calls(dtype: torch.dtype) -> dict[str, tuple[int, Callable[[], object]]]:
@@ -66,38 +51,45 @@ def info_nce_calls(dtype: torch.dtype) -> dict[str, tuple[int, Callable[[], obje
 def test_losses(name: str, dtype: torch.dtype) -> None:
     """Few launches, and memory of a few matrices (B, d): never one of (B, B)."""
     granted, call = info_nce_calls(dtype)[name]
-    with watched() as (records, allocations):
+    with watched() as (records, sizes):
         call()
     assert len(records) <= granted
-    assert 4 * B <= allocations.total <= 12 * B * D * 4
-    assert allocations.total < B * B / 8
+    assert 4 * B <= sum(sizes) <= 12 * B * D * 4
+    assert sum(sizes) < B * B / 8
+
+
+def launches(name: str, b: int, n: int, d: int) -> int:
+    with recording() as records:
+        CALLS[name](b, n, d)
+    return len(records)
 
 
 @pytest.mark.parametrize("n", [5, 4096, 65536])
 @pytest.mark.parametrize("d", [5, 64, 128, 512, 2048])
 def test_covariance(n: int, d: int) -> None:
-    with watched() as (records, _):
-        covariance.covariance(meta(1, n, d), True, True, 0, "ieee")
-    assert len(records) <= (4 if d > 128 and n >= 1024 else 2)
+    assert launches("covariance", 1, n, d) <= (4 if d > 128 and n >= 1024 else 2)
 
 
 @pytest.mark.parametrize("n", [5, 256, 4096, 65536])
 def test_rank(n: int) -> None:
     """Of up to 128 features, centred or not; of more where there are fewer rows than features; else norms come before."""
-    for center in (False, True):
-        with watched() as (records, _):
-            effective_rank.effective_rank2(meta(1, n, D), center, True, False)
-        assert len(records) == 1
-    with watched() as (records, _):
-        effective_rank.effective_rank2(meta(1, n, 8 * D), False, True, False)
-    assert len(records) == (1 if n < 8 * D else 2)
+    assert launches("rank", 1, n, D) == launches("rank centred", 1, n, D) == 1
+    assert launches("rank", 1, n, 8 * D) == (1 if n < 8 * D else 2)
 
 
 @pytest.mark.parametrize("d", [32, 128, 1024])
 def test_batch_rank(d: int) -> None:
-    with watched() as (records, _):
-        effective_rank.batch_effective_rank2(meta(4096, d), meta(64, 256, dtype=torch.int64), False, True)
-    assert len(records) == 1
+    assert launches("batch rank", 64, 256, d) == 1
+
+
+@pytest.mark.parametrize("n", (1000, 4096, 50000))
+def test_greedy(n: int) -> None:
+    for all_rows in (True, False):
+        for objective in ("effective_rank", "logdet"):
+            with recording() as records:
+                greedy_call(1, n, D, all_rows, objective)
+            # the Gram matrix of a small pool
+            assert len(records) <= 2 + (all_rows and objective == "effective_rank" and n <= 4096)
 
 
 @pytest.mark.parametrize("n", [5, 200, 4096, 65536])
@@ -120,23 +112,3 @@ def test_whitening(n: int, d: int, dtype: torch.dtype, monkeypatch: pytest.Monke
     with watched() as (records, _):
         whitening.whiten_backward(y, z, mean, covariance, matrix, "cholesky", 1e-3, True)
     assert len(records) <= 4
-
-
-@pytest.mark.parametrize("n", (1000, 4096, 50000))
-def test_greedy(n: int) -> None:
-    start, draws = meta(1, 16, dtype=torch.int64), meta(1, 256, 64, dtype=torch.int64)
-    for all_rows in (True, False):
-        for objective in ("effective_rank", "logdet"):
-            with watched() as (records, _):
-                greedy.greedy_select(
-                    meta(1, n, D),
-                    start,
-                    None if all_rows else draws,
-                    None,
-                    start[0],
-                    256,
-                    objective,
-                    True,
-                )
-            # the Gram matrix of a small pool
-            assert len(records) <= 2 + (all_rows and objective == "effective_rank" and n <= 4096)

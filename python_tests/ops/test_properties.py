@@ -115,11 +115,17 @@ def test_greedy(z: torch.Tensor, seed: int, candidates: int | None, data: st.Dat
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(z=batches(least=2), temperature=st.sampled_from((0.01, 0.1, 1.0, 10.0)))
 def test_losses(backend: str, z: torch.Tensor, temperature: float) -> None:
-    key = z.roll(1, 0)
-    loss = sk.info_nce(z, key, temperature=temperature, reduction="none", backend=backend)
-    u, v = torch.nn.functional.normalize(z), torch.nn.functional.normalize(key)
-    expected = torch.nn.functional.cross_entropy(u @ v.mT / temperature, torch.arange(len(z)), reduction="none")
-    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
-    both = sk.nt_xent(z, key, temperature=temperature, backend=backend)
-    swapped = sk.nt_xent(key, z, temperature=temperature, backend=backend)
-    torch.testing.assert_close(both, swapped, rtol=1e-9, atol=1e-12)
+    key, queue = z.roll(1, 0), z.roll(2, 0)[1:]
+    u, v, w = (torch.nn.functional.normalize(rows) for rows in (z, key, queue))
+    n, cross_entropy = len(z), torch.nn.functional.cross_entropy
+    options = {"temperature": temperature, "reduction": "none", "backend": backend}
+    in_batch = cross_entropy(u @ v.mT / temperature, torch.arange(n), reduction="none")
+    torch.testing.assert_close(sk.info_nce(z, key, **options), in_batch, rtol=1e-9, atol=1e-12)
+    beside_a_queue = torch.cat([(u * v).sum(1, keepdim=True), u @ w.mT], 1) / temperature
+    expected = cross_entropy(beside_a_queue, torch.zeros(n, dtype=torch.int64), reduction="none")
+    torch.testing.assert_close(sk.info_nce(z, key, queue=queue, **options), expected, rtol=1e-9, atol=1e-12)
+    # a row is no negative of its own
+    views = torch.cat([u, v])
+    of_all = (views @ views.mT / temperature).fill_diagonal_(-math.inf)
+    expected = cross_entropy(of_all, torch.arange(2 * n).roll(n), reduction="none")
+    torch.testing.assert_close(sk.nt_xent(z, key, **options), expected, rtol=1e-9, atol=1e-12)
