@@ -56,19 +56,20 @@ class Case:
         return f"{self.op}-{self.label}" if self.label else self.op
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(7)
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """A gradient, in the accumulation dtype of `like`; the same numbers for every dtype."""
-    wide = torch.randn(shape, generator=_generator(), dtype=torch.float64).float()
+    wide = torch.randn(shape, generator=generator(7), dtype=torch.float64).float()
     return wide.to(accumulation_dtype(like.dtype))
 
 
-def _indices(z: Tensor) -> Tensor:
+def _batches(z: Tensor) -> tuple[Tensor, Tensor]:
+    """A pool, and the indices of three batches of it."""
     n = z.shape[1]
-    return torch.randint(n, (3, max(1, min(n, 64) - 1)), generator=_generator())
+    return z[0], torch.randint(n, (3, max(1, min(n, 64) - 1)), generator=generator(7))
 
 
 def _pairs(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,11 +119,11 @@ def _whiten_backward(z: Tensor, method: str, center: bool) -> tuple[Any, ...]:
 
 def _greedy(z: Tensor, all_rows: bool, objective: str, normalize: bool) -> tuple[Any, ...]:
     b, n, _ = z.shape
-    start = torch.randint(n, (b, 3), generator=_generator())
-    draws = None if all_rows else torch.randint(n, (b, min(n, 12), 4), generator=_generator())
-    valid = torch.rand((b, n), generator=_generator()) < 0.8
+    start = torch.randint(n, (b, 3), generator=generator(7))
+    draws = None if all_rows else torch.randint(n, (b, min(n, 12), 4), generator=generator(7))
+    valid = torch.rand((b, n), generator=generator(7)) < 0.8
     valid[:, : min(n, 12)] = True
-    seed = torch.randint(1 << 62, (b,), generator=_generator())
+    seed = torch.randint(1 << 62, (b,), generator=generator(7))
     return z, start, draws, valid, seed, min(n, 12), objective, normalize
 
 
@@ -132,39 +133,27 @@ def _cases() -> list[Case]:
     def add(op: str, label: str, arguments: Callable[[Tensor], tuple[Any, ...]], **more: Any) -> None:
         cases.append(Case(op, label, arguments, **more))
 
+    def pair(op: str, label: str, shape: Callable[[Tensor], tuple[int, ...]], *options: Any,
+             rows: Callable[[Tensor], tuple[Tensor, ...]] = lambda z: (z,), least: int = 1) -> None:  # fmt: skip
+        """An op of rows and options, and its backward, whose gradient has this shape."""
+        add(op, label, lambda z: (*rows(z), *options), gradients=(0,), least=least)
+        add(f"{op}_backward", label, lambda z: (_noise(shape(z), z), *rows(z), *options), least=least)
+
     for center in (False, True):
         middle = "centred" if center else "raw"
         for normalize in (False, True):
             label = f"{middle}-{'unit' if normalize else 'asis'}"
-            add("covariance", label, lambda z, c=center, u=normalize: (z, c, u, 0, "ieee"), gradients=(0,))
-            add(
-                "covariance_backward", label,
-                lambda z, c=center, u=normalize: (_noise((z.shape[0], z.shape[2], z.shape[2]), z), z, c, u, 0, "ieee"),
-            )  # fmt: skip
+            pair("covariance", label, lambda z: (len(z), z.shape[2], z.shape[2]), center, normalize, 0, "ieee")
             add("spectrum", label, lambda z, c=center, u=normalize: (z, c, u))
-            add("effective_rank2", label, lambda z, c=center, u=normalize: (z, c, u, False), gradients=(0,))
-            add(
-                "effective_rank2_backward", label,
-                lambda z, c=center, u=normalize: (_noise((z.shape[0],), z), z, c, u, False),
-            )  # fmt: skip
+            pair("effective_rank2", label, lambda z: (len(z),), center, normalize, False)
+        least = 4 if center else 2
+        pair("effective_rank2", f"{middle}-unbiased", lambda z: (len(z),), center, True, True, least=least)
+        pair("batch_effective_rank2", middle, lambda _: (3,), center, True, rows=_batches)
         add("spectrum_backward", middle, lambda z, c=center: (_spectrum_grad(z), z, c, True))
-        add(
-            "effective_rank2", f"{middle}-unbiased", lambda z, c=center: (z, c, True, True), gradients=(0,),
-            least=4 if center else 2,
-        )  # fmt: skip
-        add(
-            "effective_rank2_backward", f"{middle}-unbiased",
-            lambda z, c=center: (_noise((z.shape[0],), z), z, c, True, True), least=4 if center else 2,
-        )  # fmt: skip
-        add("batch_effective_rank2", middle, lambda z, c=center: (z[0], _indices(z), c, True), gradients=(0,))
-        add(
-            "batch_effective_rank2_backward", middle,
-            lambda z, c=center: (_noise((3,), z), z[0], _indices(z), c, True),
-        )  # fmt: skip
-        add("batch_spectrum", middle, lambda z, c=center: (z[0], _indices(z), c, True))
+        add("batch_spectrum", middle, lambda z, c=center: (*_batches(z), c, True))
         add(
             "batch_spectrum_backward", middle,
-            lambda z, c=center: (_spectrum_grad(z[:1].expand(3, -1, -1)), z[0], _indices(z), c, True),
+            lambda z, c=center: (_spectrum_grad(z[:1].expand(3, -1, -1)), *_batches(z), c, True),
         )  # fmt: skip
         for method in ("cholesky", "zca", "newton_schulz"):
             label = f"{middle}-{method}"

@@ -1,17 +1,19 @@
 """Builds `csrc/emulation.cpp`, the bodies of the CUDA kernels on the host, into `build/`."""
 
+import functools
 import hashlib
-import importlib.util
 import os
 import shlex
 import subprocess
 import sysconfig
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pybind11
+import torch
+from process_helpers import ROOT, module_of
+from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 # shared memory of a block of the larger GPUs
 CHIP_LIMIT = 227 * 1024
@@ -19,8 +21,9 @@ CHIP_LIMIT = 227 * 1024
 SANITIZE = "SPECTRAL_KERNELS_SANITIZE"
 
 
+@functools.cache
 def load_emulation() -> ModuleType:
-    """The module, compiled when its sources have changed."""
+    """The CUDA kernels' own code, to be run thread by thread on the host; compiled when its sources have changed."""
     csrc = ROOT / "csrc"
     sources = [csrc / name for name in ("emulation.cpp", "emulation.h", "device.h", "greedy_key.h")]
     sources += sorted(csrc.glob("*_cuda.h"))
@@ -44,9 +47,21 @@ def load_emulation() -> ModuleType:
         )
         assert done.returncode == 0, done.stderr
         new.replace(built)
-    spec = importlib.util.spec_from_file_location("emulation", built)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module: ModuleType = module_of(built, "emulation")
     return module
+
+
+def chip_select(
+    pool: Tensor, start: Tensor, draws: Tensor | None, valid: Tensor | None, seed: Tensor, k: int,
+    objective: str = "effective_rank", normalize: bool = True, *, multiprocessors: int = 3, limit: int = CHIP_LIMIT,
+    descending: bool = False, words: Tensor | None = None,
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:  # fmt: skip
+    """csrc/greedy_cuda.h's indices, ranks and objectives, and its plan: pools at a time, CTAs of each, whether by draw, rows
+    kept. Threads run in either order; into `words` goes what they note of bad data.
+    """
+    *found, plan = load_emulation().greedy_select(
+        pool.numpy(), start.numpy(), *(None if part is None else part.numpy() for part in (draws, valid)), seed.numpy(), k,
+        objective == "logdet", normalize, multiprocessors, limit, descending,
+        **({} if words is None else {"words": words.numpy()}),
+    )  # fmt: skip
+    return tuple(torch.from_numpy(part) for part in found), plan

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import spectral_kernels as sk
+from spectral_kernels import checks
 
 
 class Capsule:
@@ -53,8 +54,6 @@ def test_arrays(name: str) -> None:
 def test_arrays_share_their_memory_and_warn_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
     array = np.random.default_rng(0).standard_normal((5, 3), dtype=np.float32)
     array.flags.writeable = False
-    from spectral_kernels import checks
-
     assert checks.floating(array, "z").data_ptr() == array.ctypes.data
     assert not recwarn.list
 
@@ -99,42 +98,3 @@ def test_numbers() -> None:
     sk.gradient_band(z, other, rank=np.int64(2))
     sk.MemoryBank(np.int64(4), np.int32(2))
     sk.RandomBatchSampler(np.int64(8), np.int64(4), seed=np.int64(3))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    (
-        (lambda z: sk.covariance(z.long()), "z must be float64, float32, bfloat16 or float16, got torch.int64"),
-        (
-            lambda z: sk.covariance(z.numpy().astype(int)),
-            "z must be float64, float32, bfloat16 or float16, got torch.int64",
-        ),
-        (
-            lambda z: sk.covariance(z.numpy().astype(np.longdouble)),
-            "z must be float64, float32 or float16, got an array of",
-        ),
-        (lambda z: sk.covariance(z.tolist()), "z must be a tensor or an array, got list"),
-        (lambda z: sk.covariance(None), "z must be a tensor or an array, got NoneType"),
-        (lambda z: sk.covariance(z.numpy().astype("U8")), "z must be float64, float32 or float16, got an array of"),
-        (lambda z: sk.batch_effective_rank(z, [[0.5, 1.0]]), "indices must be whole numbers, got torch.float32"),
-        (lambda z: sk.batch_effective_rank(z, [[True, False]]), "indices must be whole numbers, got torch.bool"),
-        (lambda z: sk.batch_effective_rank(z, [[0, 1], [2]]), "indices must be whole numbers of one shape, got list"),
-        (lambda z: sk.batch_effective_rank(z, "rows"), "indices must be whole numbers of one shape, got str"),
-        (
-            lambda z: sk.batch_effective_rank(z, [0, 1]),
-            r"indices must be non-empty with 2 dimensions, got shape \(2,\)",
-        ),
-        (lambda z: sk.batch_effective_rank(z, [[0, -1]]), r"indices must lie in \[0, 12\), got -1"),
-        (lambda z: sk.nt_xent(z, z, temperature=np.bool_(True)), "temperature must be a finite number above 0"),
-        (lambda z: sk.nt_xent(z, z, temperature=np.float32("nan")), "temperature must be a finite number above 0"),
-        (lambda z: sk.nt_xent(z, z, temperature="0.1"), "temperature must be a finite number above 0, got '0.1'"),
-        (lambda z: sk.greedy_select(z, np.float32(3)), "k must be an integer"),
-        (lambda z: sk.greedy_select(z, True), "k must be an integer, got True"),
-        (lambda z: sk.greedy_select(z, np.int64(13)), "k must be between 1 and 12, got 13"),
-        (lambda z: sk.covariance(z[None, :0]), r"z is empty: shape \(1, 0, 6\)"),
-        (lambda z: sk.covariance(z[None][:0]), r"z is empty: shape \(0, 12, 6\)"),
-    ),
-)
-def test_what_is_refused(call: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(torch.randn(12, 6))

@@ -12,14 +12,15 @@ from spectral_kernels.ops.whitening import cuda as whitening_cuda
 from spectral_kernels.ops.whitening import reference as whitening
 from spectral_kernels.ops.whitening import shared_bytes
 
-Array = np.ndarray[Any, Any]
-# relative to the largest eigenvalue
-TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
-
 
 @pytest.fixture(scope="module")
 def emulation() -> ModuleType:
     return load_emulation()
+
+
+Array = np.ndarray[Any, Any]
+# relative to the largest eigenvalue
+TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
 
 
 def second_moment(rows: Array) -> Array:
@@ -90,32 +91,22 @@ def test_spectrum_against_float64(emulation: ModuleType, d: int, dtype: str) -> 
     assert effective_rank(values[0]) == pytest.approx(rank, rel=1e-6 if dtype == "float32" else 1e-12)
 
 
+KINDS = ("zero", "rank one", "deficient", "clusters", "graded", "tiny entries", "blocks")
+SCALED = ("identity", "diagonal", "1e4", "1e-4", "1e-30", "1e30")
+SLOW = [pytest.param(d, KINDS, marks=pytest.mark.slow) for d in (100, 128, 150)]
+
+
 @pytest.mark.parametrize("dtype", ("float32", "float64"))
-@pytest.mark.parametrize("d", (1, 7, 40))
 @pytest.mark.parametrize(
-    "kind",
+    "d, kinds",
     (
-        "zero", "identity", "diagonal", "rank one", "deficient", "clusters", "graded", "tiny entries", "blocks",
-        "1e4", "1e-4", "1e-30", "1e30",
+        *((d, KINDS + SCALED) for d in (1, 7, 40)), (130, ("", "zero")), *SLOW,
+        pytest.param(600, ("clusters", "graded"), marks=pytest.mark.slow),
     ),
 )  # fmt: skip
-def test_spectrum_of_difficult_matrices(emulation: ModuleType, kind: str, d: int, dtype: str) -> None:
-    check(emulation, matrix(kind, d)[None].astype(dtype))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ("float32", "float64"))
-@pytest.mark.parametrize("d", (100, 128, 150, 600))
-@pytest.mark.parametrize("kind", ("zero", "rank one", "deficient", "clusters", "graded", "tiny entries", "blocks"))
-def test_spectrum_of_difficult_large_matrices(emulation: ModuleType, kind: str, d: int, dtype: str) -> None:
-    if d == 600 and kind not in ("clusters", "graded"):
-        pytest.skip("two kinds stand for the size")
-    check(emulation, matrix(kind, d)[None].astype(dtype))
-
-
-@pytest.mark.parametrize("d", (6, 130))
-def test_spectrum_of_a_batch(emulation: ModuleType, d: int) -> None:
-    check(emulation, np.stack([matrix(kind, d) for kind in ("", "zero")]).astype("float32"))
+def test_spectra_of_difficult_matrices(emulation: ModuleType, d: int, kinds: tuple[str, ...], dtype: str) -> None:
+    """All in one batch."""
+    check(emulation, np.stack([matrix(kind, d) for kind in kinds]).astype(dtype))
 
 
 @pytest.mark.parametrize("largest", (False, True))

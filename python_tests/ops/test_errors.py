@@ -4,12 +4,13 @@ whose words are ordinary memory and are read after each call; a GPU's timing is 
 
 import math
 from collections.abc import Callable, Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from emulation_helpers import CHIP_LIMIT, load_emulation
+from emulation_helpers import chip_select
+from launch_helpers import meta
 from torch import Tensor
 
 import spectral_kernels as sk
@@ -69,6 +70,16 @@ def _no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "_blocks", {})
 
 
+# C++ reads no row that is not drawn
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "greedy, draws"])
+@pytest.mark.parametrize("value", (math.nan, -math.inf))
+@pytest.mark.parametrize("backend", ("reference", "cpp"))
+def test_the_host_names_the_first_bad_row(backend: str, name: str, value: float) -> None:
+    call, shape, message = CALLS[name]
+    with sk.use_backend(backend), pytest.raises(ValueError, match=f"^{message.split(': ')[1]} holds NaN or Inf$"):
+        call(rows(*shape, bad=BAD, value=value))
+
+
 @pytest.mark.parametrize("value", (math.nan, -math.inf))
 @pytest.mark.parametrize("name", CALLS)
 def test_the_first_bad_row_is_named(name: str, value: float) -> None:
@@ -106,15 +117,7 @@ def test_a_mask_of_too_few_is_named_by_its_batch(all_rows: bool) -> None:
     start, draws = torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 3, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"^greedy_select: valid batch 1 leaves fewer rows than are to be picked$"):
         overload("greedy_select")(
-            rows(2, 20, 4),
-            start,
-            None if all_rows else draws,
-            valid,
-            torch.tensor([5, 6]),
-            3,
-            "effective_rank",
-            True,
-            "triton",
+            rows(2, 20, 4), start, None if all_rows else draws, valid, start[:, 0], 3, "effective_rank", True, "triton"
         )
 
 
@@ -151,9 +154,6 @@ def _unchecked() -> Iterator[None]:
 
 
 def launched() -> list[Any]:
-    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
     z, start = meta(200, 150), meta(1, 1, dtype=torch.int64)
     with recording() as records:
         covariance.covariance(z[None], True, True, 0, "ieee")
@@ -270,35 +270,18 @@ def test_a_capture_is_not_broken_and_its_replays_note(gpu: Gpu) -> None:
 # --- csrc/greedy_cuda.h, on the host ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def emulation() -> ModuleType:
-    return load_emulation()
-
-
-def test_the_chip_notes_rows_and_masks(emulation: ModuleType) -> None:
+def test_the_chip_notes_rows_and_masks() -> None:
     pool, valid = rows(2, 40, 5, bad=(33, 39)), torch.ones(2, 40, dtype=torch.bool)
     valid[0, 2:] = False
-    words = torch.full((4 * STRIDE,), CLEAN).numpy()
-
-    def pick(pool: Tensor, valid: Tensor, k: int) -> list[int]:
-        words[:] = CLEAN
-        start = torch.zeros(len(pool), 1, dtype=torch.int64).numpy()
-        emulation.greedy_select(
-            pool.numpy(), start, None, valid.numpy(), start[:, 0], k, False, True, multiprocessors=3, limit=CHIP_LIMIT,
-            descending=False, words=words,
-        )  # fmt: skip
-        found: list[int] = words[::STRIDE].tolist()
-        return found
-
-    assert pick(pool, valid, 4) == [(1 << 32) + 33, 2, CLEAN, CLEAN]
-    assert pick(pool[:1], valid[1:], 4) == [CLEAN] * 4
+    start = torch.zeros(2, 1, dtype=torch.int64)
+    for part, good, noted in ((pool, valid, [(1 << 32) + 33, 2, CLEAN, CLEAN]), (pool[:1], valid[1:], [CLEAN] * 4)):
+        words = torch.full((4 * STRIDE,), CLEAN)
+        chip_select(part, start[: len(part)], None, good, start[: len(part), 0], 4, words=words)
+        assert words[::STRIDE].tolist() == noted
 
 
 @pytest.mark.parametrize("center", (False, True))
 def test_wide_covariances_note_rows(center: bool) -> None:
     """Those that kernels/wide.py makes."""
-    z = torch.randn(1100, 140)
-    z[1099, 139] = math.inf
-    z[17, 3] = math.nan
     with pytest.raises(ValueError, match="z row 17 holds NaN or Inf"):
-        sk.covariance(z, center=center, backend="triton")
+        sk.covariance(rows(1100, 140, bad=(17, 1099)), center=center, backend="triton")

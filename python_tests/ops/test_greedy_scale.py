@@ -1,12 +1,11 @@
 """Greedy selection from rows of any length that is finite: the picks and figures of float64, or one error that names a row."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from emulation_helpers import CHIP_LIMIT, load_emulation
-from registry import BACKENDS
+from emulation_helpers import chip_select
+from registry import BACKENDS, generator
 from test_greedy_emulation import check, seeds
 from torch import Tensor
 
@@ -16,15 +15,6 @@ from spectral_kernels.errors import CLEAN, STRIDE
 # of the rows of a pool; None: all of these in one, and rows as they are
 SCALES = (1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e37, None)
 WIDE = (1e-300, 1e-150, 1e150, 1e300, None)
-
-
-@pytest.fixture(scope="module")
-def emulation() -> ModuleType:
-    return load_emulation()
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def scaled(scale: float | None, dtype: torch.dtype, n: int = 70) -> Tensor:
@@ -70,28 +60,14 @@ def test_picks_and_ranks_at_any_scale(backend: str, normalize: bool, scale: floa
 @pytest.mark.parametrize("normalize", (True, False))
 @pytest.mark.parametrize("candidates", (None, 4, 40))
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_chip_at_any_scale(
-    emulation: ModuleType, scale: float | None, candidates: int | None, normalize: bool
-) -> None:
+def test_the_chip_at_any_scale(scale: float | None, candidates: int | None, normalize: bool) -> None:
     pool = scaled(scale, torch.float32)[None]
     draws = None if candidates is None else torch.randint(70, (1, 20, candidates))
-    check(emulation, pool, torch.tensor([[3, 5]]), draws, None, 20, "effective_rank", normalize)
+    check(pool, torch.tensor([[3, 5]]), draws, None, 20, "effective_rank", normalize)
     if normalize:
-        check(emulation, pool, torch.tensor([[3, 5]]), draws, None, 20, "logdet")
+        check(pool, torch.tensor([[3, 5]]), draws, None, 20, "logdet")
         wide = scaled(None if scale is None else 1e280 if scale > 1 else 1e-280, torch.float64)[None]
-        check(emulation, wide, torch.tensor([[3, 5]]), draws, None, 20)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_that_is_masked_out_sets_no_scale(backend: str) -> None:
-    pool, valid = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) != 7
-    options: dict[str, Any] = {"candidates": None, "normalize": False, "start": 2, "valid": valid, "backend": backend}
-    expected = sk.greedy_select(pool, 10, generator=generator(), **options)
-    pool *= 1e-200
-    pool[7] = 1e300
-    found = sk.greedy_select(pool, 10, generator=generator(), **options)
-    assert torch.equal(found.indices, expected.indices)
-    torch.testing.assert_close(found.effective_rank, expected.effective_rank)
+        check(wide, torch.tensor([[3, 5]]), draws, None, 20)
 
 
 # --- the log-determinant, whose ridge has a scale ---------------------------------------------------------------------
@@ -119,44 +95,42 @@ def test_rows_that_logdet_cannot_resolve_are_named(
     backend: str, candidates: int | None, scale: float, dtype: torch.dtype
 ) -> None:
     """More rows than features, or their copies: what is left of them is rounding."""
-    message = r"pool (batch 1 )?row \d+ is too long for the log-determinant"
+    options: dict[str, Any] = {"candidates": candidates, "objective": "logdet", "backend": backend}
     good = torch.randn(30, 3, dtype=dtype)
     pool = torch.stack([good, good * scale])
     for rows in (pool[1], pool):
-        with pytest.raises(ValueError, match=message):
-            sk.greedy_select(
-                rows, 8, candidates=candidates, objective="logdet", normalize=False, generator=generator(),
-                backend=backend,
-            )  # fmt: skip
-    chosen = sk.greedy_select(
-        pool, 8, candidates=candidates, objective="logdet", generator=generator(), backend=backend
-    )
+        with pytest.raises(ValueError, match=r"pool (batch 1 )?row \d+ is too long for the log-determinant"):
+            sk.greedy_select(rows, 8, normalize=False, generator=generator(), **options)
+    chosen = sk.greedy_select(pool, 8, generator=generator(), **options)
     alone = sk.greedy_select(good, 3, objective="logdet", start=int(chosen.indices[1, 0]))
     assert chosen.objective.isfinite().all()
     assert float(chosen.objective[1, 0]) == pytest.approx(float(alone.objective[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_too_long_that_is_masked_out_is_nobodys(backend: str) -> None:
+@pytest.mark.parametrize("candidates", (None, 64))
+@pytest.mark.parametrize(
+    "objective, k, rest, length", (("effective_rank", 10, 1e-200, 1e300), ("logdet", 4, 1.0, 1e160))
+)
+def test_a_row_that_is_masked_out_sets_no_scale_and_is_not_too_long(
+    backend: str, candidates: int | None, objective: str, k: int, rest: float, length: float
+) -> None:
     pool, valid = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) != 7
-    options: dict[str, Any] = {"objective": "logdet", "normalize": False, "valid": valid, "backend": backend}
-    expected = sk.greedy_select(pool, 4, generator=generator(), **options)
-    pool[7] = 1e160
-    found = sk.greedy_select(pool, 4, generator=generator(), **options)
+    options: dict[str, Any] = {"candidates": candidates, "start": 2, "valid": valid, "backend": backend}
+    expected, found = (
+        sk.greedy_select(rows, k, objective=objective, normalize=False, generator=generator(), **options)
+        for rows in (pool, torch.where(valid[:, None], rest * pool, length))
+    )
     assert torch.equal(found.indices, expected.indices)
     torch.testing.assert_close(found.objective, expected.objective)
 
 
 @pytest.mark.parametrize("scale, long", ((1.0, False), (1e9, True), (1e160, True)))
-def test_the_chip_notes_rows_too_long_for_logdet(emulation: ModuleType, scale: float, long: bool) -> None:
+def test_the_chip_notes_rows_too_long_for_logdet(scale: float, long: bool) -> None:
     pool = scale * torch.eye(2, dtype=torch.float64)[torch.tensor([0, 0, 0, 1, 1])][None]
-    words = torch.full((4 * STRIDE,), CLEAN).numpy()
-    emulation.greedy_select(
-        pool.numpy(), torch.tensor([[3]]).numpy(), None, None, seeds(pool).numpy(), 4, True, False, multiprocessors=2,
-        limit=CHIP_LIMIT, descending=False, words=words,
-    )  # fmt: skip
-    assert words[[0, 3 * STRIDE]].tolist() == [CLEAN] * 2
-    if long:
-        assert 0 <= words[2 * STRIDE] <= 4
-    else:
-        assert words[2 * STRIDE] == CLEAN
+    words = torch.full((4 * STRIDE,), CLEAN)
+    start = torch.tensor([[3]])
+    chip_select(pool, start, None, None, seeds(pool), 4, "logdet", False, multiprocessors=2, words=words)
+    rows, _, noted, others = words[::STRIDE].tolist()
+    assert rows == others == CLEAN
+    assert 0 <= noted <= 4 if long else noted == CLEAN

@@ -1,26 +1,15 @@
 """Equal rows, and rows that are unseen: none is favoured, on any backend, and equal seeds give equal picks."""
 
-from types import ModuleType
-
 import pytest
 import torch
-from emulation_helpers import load_emulation
-from registry import BACKENDS
+from registry import BACKENDS, generator
+from test_greedy import picks_alike
 from test_greedy_emulation import check, inputs, seeds, select
 from torch import Tensor
 
 import spectral_kernels as sk
 from spectral_kernels.dispatch import overload
 from spectral_kernels.ops._selection import is_seen, row_keys
-
-
-@pytest.fixture(scope="module")
-def emulation() -> ModuleType:
-    return load_emulation()
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def excess(counts: Tensor) -> float:
@@ -112,21 +101,14 @@ def test_a_collapsed_bank_is_sampled_evenly() -> None:
 @pytest.mark.parametrize("candidates", (None, 5, 40))
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16))
 def test_cpp_picks_what_the_reference_picks(kind: str, candidates: int | None, dtype: torch.dtype) -> None:
-    for n, seed in ((1, 0), (2, 1), (5, 2), (123, 3), (129, 4)):
-        pool = POOLS[kind](n, 6).to(dtype)
-        valid = torch.rand(n) < 0.8 if seed % 2 else None
-        k = n if valid is None else max(1, int(valid.sum()))
-        if valid is not None:
-            valid[0] |= not bool(valid.any())
-        for options in ({}, {"normalize": False}):
-            found = [
-                sk.greedy_select(
-                    pool, k, candidates=candidates, valid=valid, generator=generator(seed), backend=backend, **options
-                )
-                for backend in ("reference", "cpp")
-            ]
-            assert torch.equal(found[0].indices, found[1].indices), (n, options)
-            assert torch.equal(found[1].indices.unique(), torch.arange(n) if valid is None else valid.nonzero()[:, 0])
+    for n, masked in ((1, False), (2, True), (5, False), (123, True), (129, False)):
+        valid = (torch.rand(n) < 0.8) | (torch.arange(n) == 0) if masked else torch.ones(n, dtype=torch.bool)
+        for normalize in (True, False):
+            picks = picks_alike(
+                POOLS[kind](n, 6).to(dtype), int(valid.sum()), candidates=candidates, normalize=normalize,
+                valid=valid if masked else None,
+            )  # fmt: skip
+            assert torch.equal(picks.unique(), valid.nonzero()[:, 0])
 
 
 @pytest.mark.parametrize("kind", POOLS)
@@ -134,37 +116,31 @@ def test_cpp_picks_what_the_reference_picks(kind: str, candidates: int | None, d
 def test_triton_picks_what_the_reference_picks(kind: str, candidates: int | None) -> None:
     pool = POOLS[kind](70, 6)
     for normalize in (True, False):
-        found = [
-            sk.greedy_select(
-                pool, 20, candidates=candidates, normalize=normalize, generator=generator(3), backend=backend
-            ).indices
-            for backend in ("reference", "triton")
-        ]
-        assert torch.equal(*found)
+        picks_alike(pool, 20, "triton", candidates=candidates, normalize=normalize)
 
 
 @pytest.mark.parametrize("kind", POOLS)
 @pytest.mark.parametrize("candidates", (None, 3, 40))
-def test_the_chip_picks_what_the_reference_picks(emulation: ModuleType, kind: str, candidates: int | None) -> None:
+def test_the_chip_picks_what_the_reference_picks(kind: str, candidates: int | None) -> None:
     """By key; by place, the entries being draws, and being rows."""
     _, start, draws, valid, _ = inputs((1, 90, 6), torch.float32, 14, candidates, masked=True)
     pool = POOLS[kind](90, 6)[None]
-    *_, by_draw, _ = check(emulation, pool, start, draws, valid, 14, multiprocessors=3)
+    *_, by_draw, _ = check(pool, start, draws, valid, 14, multiprocessors=3)
     assert by_draw == (candidates == 3)
-    check(emulation, pool, start, draws, None, 14, "effective_rank", False, multiprocessors=2)
+    check(pool, start, draws, None, 14, "effective_rank", False, multiprocessors=2)
 
 
-def test_a_pool_of_more_rows_than_the_least_keys(emulation: ModuleType) -> None:
+def test_a_pool_of_more_rows_than_the_least_keys() -> None:
     pool = torch.ones(1, 1500, 2)
     pool[:, 5:] = 0
-    check(emulation, pool, torch.tensor([[2]]), None, None, 12)
+    check(pool, torch.tensor([[2]]), None, None, 12)
     found = [sk.greedy_select(pool[0], 12, generator=generator(), backend=backend).indices for backend in BACKENDS]
     assert all(torch.equal(part, found[0]) for part in found)
     assert sorted(found[0][:5].tolist()) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_first_draw_wins(backend: str, emulation: ModuleType) -> None:
+def test_the_first_draw_wins(backend: str) -> None:
     """A row drawn twice stands where it was drawn first; what is taken is passed over."""
     pool = torch.ones(1, 20, 3)
     start, draws = torch.tensor([[4]]), torch.tensor([[[0, 0, 0], [7, 3, 7], [4, 9, 2], [19, 1, 9]]])
@@ -173,7 +149,7 @@ def test_the_first_draw_wins(backend: str, emulation: ModuleType) -> None:
     for n in (20, 5):  # the entries are draws, or rows
         fewer = torch.ones(1, n, 3)
         few = torch.tensor([[[0] * 4, [3, 2, 3, 1], [4, 1, 2, 1], [2, 0, 2, 0]]])
-        (indices, *_), plan = select(emulation, fewer, start, few, None, 4)
+        (indices, *_), plan = select(fewer, start, few, None, 4)
         assert plan[2] == (n == 20)
         assert indices.tolist() == [[4, 3, 1, 2]]
 
@@ -200,9 +176,8 @@ def test_rows_up_to_the_floor_come_last_and_then_count(
     backend: str, candidates: int | None, dtype: torch.dtype
 ) -> None:
     pool = torch.nn.functional.normalize(torch.randn(30, 5, dtype=dtype))
-    pool[:10] *= torch.tensor([1e-14, 0.9e-12, 0, 1e-20, 1e-30, 1e-38, 1e-13, 0, 1e-12 / 3, 1e-16], dtype=dtype)[
-        :, None
-    ]
+    lengths = (1e-14, 0.9e-12, 0, 1e-20, 1e-30, 1e-38, 1e-13, 0, 1e-12 / 3, 1e-16)
+    pool[:10] *= torch.tensor(lengths, dtype=dtype)[:, None]
     pool[10] *= 1.1e-12
     assert is_seen(pool).nonzero()[:, 0].tolist() == list(range(10, 30))
     chosen = sk.greedy_select(pool, 30, candidates=candidates, generator=generator(1), backend=backend)
@@ -213,6 +188,8 @@ def test_rows_up_to_the_floor_come_last_and_then_count(
     # as they are, only zero rows are unseen
     chosen = sk.greedy_select(pool, 30, candidates=candidates, normalize=False, generator=generator(1), backend=backend)
     assert sorted(chosen.indices[28:].tolist()) == [2, 7]
+    cold = sk.greedy_select(torch.zeros(5, 3), 5, backend=backend)
+    assert sorted(cold.indices.tolist()) == [0, 1, 2, 3, 4] and cold.effective_rank.tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("cold", (False, True))
