@@ -1,31 +1,53 @@
-"""Memory banks, and samplers of every kind on them."""
+"""Memory banks, samplers of every kind on them, and the way of a state through a file."""
+
+import io
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from spectral_kernels.selection import GreedyBatchSampler, MemoryBank, PoolBatchSampler, RandomBatchSampler
+from spectral_kernels.selection import (
+    GreedyBatchSampler,
+    LiveBatchSampler,
+    MemoryBank,
+    PoolBatchSampler,
+    RandomBatchSampler,
+)
 
-D = 6
+D = 4
+TABLE = torch.randn(120, D, generator=torch.Generator().manual_seed(0))
+KINDS = ("random", "pool", "pool partition", "greedy", "greedy partition", "live")
+PARTITIONS = ("random", "pool partition", "greedy partition")  # every row once in an epoch
 
 
-def warm_bank(n: int, unseen: list[int] | None = None, seed: int = 0) -> MemoryBank:
-    bank = MemoryBank(n, D)
-    z = torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
-    z[unseen or []] = 0
-    bank.update(torch.arange(n), z)
+def bank_of(z: Tensor) -> MemoryBank:
+    bank = MemoryBank(*z.shape)
+    bank.update(torch.arange(len(z)), z)
     return bank
 
 
-def make(kind: str, bank: MemoryBank, batch_size: int, **options):
-    if kind == "random":
-        options.pop("replacement", None)
-        return RandomBatchSampler(bank, batch_size, **options)
-    if kind == "pool":
-        return PoolBatchSampler(bank, batch_size, draws=3, **options)
-    return GreedyBatchSampler(bank, batch_size, candidates=3, **options)
+def warm_bank(n: int, unseen: list[int] | None = None) -> MemoryBank:
+    z = TABLE[:n].clone()
+    z[unseen or []] = 0
+    return bank_of(z)
 
 
-KINDS = ("random", "pool", "greedy")
-ALL = [
-    ("random", False),
-    *((kind, replacement) for kind in ("pool", "greedy") for replacement in (True, False)),
-]
+def make(kind: str, rows: MemoryBank | int, batch_size: int, **options: Any):
+    """A sampler; random and live ones, which read no embeddings of a bank, take no notice of `min_seen`."""
+    name, partition = kind.partition(" ")[::2]
+    if name in ("random", "live"):
+        options.pop("min_seen", None)
+    if name == "random":
+        return RandomBatchSampler(rows, batch_size, **options)
+    if name == "live":
+        return LiveBatchSampler(rows, batch_size, lambda chosen: TABLE[chosen], pool=2, **options)
+    if name == "pool":
+        return PoolBatchSampler(rows, batch_size, replacement=not partition, **{"draws": 3, **options})
+    return GreedyBatchSampler(rows, batch_size, replacement=not partition, **{"candidates": 3, **options})
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)

@@ -1,108 +1,83 @@
 """Which epoch an iteration is: set, loaded, or the next."""
 
 import pytest
-import torch
-from torch.utils.data import DataLoader, Dataset
+from sampler_helpers import KINDS, make, warm_bank
+from torch.utils.data import DataLoader
 
-from spectral_kernels.selection import (
-    GreedyBatchSampler,
-    LiveBatchSampler,
-    MemoryBank,
-    PoolBatchSampler,
-    RandomBatchSampler,
-)
-
-N, D, BATCH = 48, 6, 8
-Z = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
-BANK = MemoryBank(N, D)
-BANK.update(torch.arange(N), Z)
-MAKERS = {
-    "random": lambda **options: RandomBatchSampler(N, BATCH, **options),
-    "pool": lambda **options: PoolBatchSampler(BANK, BATCH, draws=3, **options),
-    "pool partition": lambda **options: PoolBatchSampler(BANK, BATCH, draws=3, replacement=False, **options),
-    "greedy": lambda **options: GreedyBatchSampler(BANK, BATCH, candidates=3, **options),
-    "greedy partition": lambda **options: GreedyBatchSampler(BANK, BATCH, candidates=3, replacement=False, **options),
-    "live": lambda **options: LiveBatchSampler(N, BATCH, lambda rows: Z[rows], pool=2, **options),
-}
-makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+N, BATCH = 48, 8
+BANK = warm_bank(N)
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-class Rows(Dataset):
-    def __len__(self):
-        return N
-
-    def __getitem__(self, index):
-        return index
-
-
-def epoch_of(make, epoch: int) -> list[list[int]]:
-    sampler = make()
+def epoch_of(kind: str, epoch: int) -> list[list[int]]:
+    sampler = make(kind, BANK, BATCH)
     sampler.set_epoch(epoch)
     return list(sampler)
 
 
-@makers
-def test_each_iteration_moves_on_unless_told_otherwise(make):
-    sampler = make()
+@kinds
+def test_each_iteration_moves_on_unless_told_otherwise(kind):
+    sampler = make(kind, BANK, BATCH)
     assert sampler.epoch == 0
     for epoch in range(3):
-        assert list(sampler) == epoch_of(make, epoch)
+        assert list(sampler) == epoch_of(kind, epoch)
         assert sampler.epoch == epoch
     sampler.set_epoch(7)
-    assert list(sampler) == epoch_of(make, 7)
-    assert list(sampler) == epoch_of(make, 8)
+    assert list(sampler) == epoch_of(kind, 7)
+    assert list(sampler) == epoch_of(kind, 8)
     sampler.set_epoch(8)
-    assert list(sampler) == epoch_of(make, 8), "an epoch set again is repeated"
-    assert len({str(epoch_of(make, epoch)) for epoch in range(4)}) == 4
+    assert list(sampler) == epoch_of(kind, 8), "an epoch set again is repeated"
+    assert len({str(epoch_of(kind, epoch)) for epoch in range(4)}) == 4
 
 
-@makers
-def test_an_iteration_given_up_counts_one_however_far_it_came(make):
-    far, near, never = make(), make(), make()
+@kinds
+def test_an_iteration_given_up_counts_one_however_far_it_came(kind):
+    far, near, never = (make(kind, BANK, BATCH) for _ in range(3))
     iterator = iter(far)
     for _ in range(4):
         next(iterator)
     next(iter(near))
     iter(never)
-    assert list(far) == list(near) == epoch_of(make, 1)
-    assert list(never) == epoch_of(make, 0), "nothing was asked of it"
+    assert list(far) == list(near) == epoch_of(kind, 1)
+    assert list(never) == epoch_of(kind, 0), "nothing was asked of it"
 
 
-@makers
-def test_a_state_names_the_epoch_it_was_taken_in(make):
-    sampler = make()
+@kinds
+def test_a_state_names_the_epoch_it_was_taken_in(kind):
+    sampler = make(kind, BANK, BATCH)
     list(sampler)
     iterator = iter(sampler)
     head = [next(iterator), next(iterator)]
     state = sampler.state_dict()
     assert (state["epoch"], state["batch"]) == (1, 2)
     for set_too in (False, True):
-        resumed = make()
+        resumed = make(kind, BANK, BATCH)
         resumed.load_state_dict(state)
         if set_too:
             resumed.set_epoch(1)
         assert resumed.state_dict()["batch"] == 2
-        assert head + list(resumed) == epoch_of(make, 1)
-        assert list(resumed) == epoch_of(make, 2)
+        assert head + list(resumed) == epoch_of(kind, 1)
+        assert list(resumed) == epoch_of(kind, 2)
     resumed.set_epoch(2)
     assert resumed.state_dict()["batch"] == 0, "set anew, it has not begun"
 
 
 @pytest.mark.parametrize("options", ({}, {"num_workers": 2}, {"num_workers": 1, "persistent_workers": True}), ids=str)
 def test_data_loaders(options):
-    make = MAKERS["greedy partition"]
-    sampler = make()
-    loader = DataLoader(Rows(), batch_sampler=sampler, **options)
+    kind = "greedy partition"
+    sampler = make(kind, BANK, BATCH)
+    loader = DataLoader(range(N), batch_sampler=sampler, **options)
+    assert len(loader) == 6
     next(iter(loader))  # a look at the first batch
     for epoch in (1, 2):
-        assert [batch.tolist() for batch in loader] == epoch_of(make, epoch)
+        assert [batch.tolist() for batch in loader] == epoch_of(kind, epoch)
         assert sampler.epoch == epoch
     sampler.set_epoch(9)
-    assert [batch.tolist() for batch in loader] == epoch_of(make, 9)
+    assert [batch.tolist() for batch in loader] == epoch_of(kind, 9)
 
 
 def test_the_shard_alone_moves_on_and_disturbs_no_one():
-    sampler = MAKERS["random"]()
+    sampler = make("random", BANK, BATCH)
     first, second = list(sampler.sampler), list(sampler.sampler)
     assert first != second and sorted(first) == sorted(second)
     iterator = iter(sampler)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import spectral_kernels as sk
-from spectral_kernels.selection import LiveBatchSampler, MemoryBank
+from spectral_kernels.selection import LiveBatchSampler
 
 N, D, BATCH = 400, 10, 16
 
@@ -49,25 +49,6 @@ def test_batches_are_more_diverse_than_the_pool() -> None:
     batch = next(iter(LiveBatchSampler(N, BATCH, embed, pool=8, candidates=None)))
     ranks = [float(sk.effective_rank(embed.table[rows], order=2)) for rows in (batch, *embed.asked[0].chunk(8))]
     assert ranks[0] > max(ranks[1:])
-
-
-def test_it_resumes_and_repeats() -> None:
-    whole = list(LiveBatchSampler(N, BATCH, Embedder(), seed=3))
-    assert whole == list(LiveBatchSampler(N, BATCH, Embedder(), seed=3))
-    assert whole != list(LiveBatchSampler(N, BATCH, Embedder(), seed=4))
-    sampler = LiveBatchSampler(N, BATCH, Embedder(), seed=3)
-    batches = iter(sampler)
-    begun = [next(batches) for _ in range(5)]
-    other = LiveBatchSampler(N, BATCH, Embedder(), seed=3)
-    other.load_state_dict(sampler.state_dict())
-    assert begun + list(other) == whole
-
-
-def test_retired_rows_are_left_out() -> None:
-    bank, embed = MemoryBank(N, D), Embedder()
-    bank.retire(torch.arange(100))
-    list(LiveBatchSampler(bank, BATCH, embed))
-    assert int(torch.cat(embed.asked).min()) >= 100
 
 
 def test_bad_arguments() -> None:

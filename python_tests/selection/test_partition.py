@@ -1,27 +1,20 @@
 """Without replacement: every row once, and no batch that pays for the others."""
 
-import io
-import warnings
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
+from sampler_helpers import bank_of
 from torch import Tensor
 
 import spectral_kernels as sk
-from spectral_kernels.selection import GreedyBatchSampler, MemoryBank, PoolBatchSampler
+from spectral_kernels.selection import GreedyBatchSampler, PoolBatchSampler
 from spectral_kernels.selection.partition import by_commonness, from_strata
 from spectral_kernels.selection.sharding import derived_generator
 
 N, D = 1024, 16
-
-
-def bank_of(z: Tensor) -> MemoryBank:
-    bank = MemoryBank(*z.shape)
-    bank.update(torch.arange(len(z)), z)
-    return bank
 
 
 def pools(seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -145,44 +138,6 @@ def test_strata_are_drawn_from_uniformly():
 
 
 @pytest.mark.parametrize("kind", ("greedy", "pool"))
-@pytest.mark.parametrize("stop", (1, 3, 9, 15))
-def test_a_trained_epoch_is_resumed_to_the_row(kind, stop):
-    """The bank moves with every batch; whoever resumes has it as it was at the stop."""
-
-    def train(bank, sampler, batches, seen):
-        for batch in batches:
-            z = torch.randn(len(batch), D, generator=torch.Generator().manual_seed(batch[0]))
-            bank.update(torch.tensor(batch), z)
-            seen.append(batch)
-            if len(seen) == stop:
-                states.append((bank.embeddings.clone(), sampler.state_dict()))
-
-    def make(bank):
-        if kind == "pool":
-            return PoolBatchSampler(bank, 64, draws=4, replacement=False, drop_last=False)
-        return GreedyBatchSampler(bank, 64, candidates=4, replacement=False, drop_last=False)
-
-    states: list = []
-    whole: list[list[int]] = []
-    bank = bank_of(POOLS["clusters"])
-    sampler = make(bank)
-    train(bank, sampler, sampler, whole)
-    embeddings, state = states.pop()
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    assert len(state["taken"]) + len(state["order"]) <= N
-    other = bank_of(embeddings)
-    resumed = make(other)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    seen = whole[:stop]
-    train(other, resumed, resumed, seen)
-    assert seen == whole
-    # batches handed out ahead of the training are taken back
-    assert torch.equal(sampler.state_dict(consumed=stop)["order"], state["order"])
-
-
-@pytest.mark.parametrize("kind", ("greedy", "pool"))
 def test_unseen_and_retired_rows_come_at_their_share(kind):
     z = POOLS["spectrum 1/k^1.0"][:512].clone()
     z[::8] = 0
@@ -202,18 +157,3 @@ def test_unseen_and_retired_rows_come_at_their_share(kind):
             sampler.bank.admit(gone[:10])
             sampler.bank.update(gone[:10], torch.randn(10, D))
     assert sorted(handed) == list(range(512)), "an epoch has the rows that were active as it began"
-
-
-def test_a_bank_that_warms_up_in_an_epoch():
-    bank = MemoryBank(512, D)
-    sampler = GreedyBatchSampler(bank, 64, replacement=False, drop_last=False)
-    handed = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for batch in sampler:
-            handed += batch
-            if len(handed) == 128:
-                assert sampler.last_selection is None
-                bank.update(torch.arange(512), POOLS["clusters"][:512])
-    assert sampler.last_selection is not None
-    assert sorted(handed) == list(range(512))

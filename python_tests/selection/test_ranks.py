@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from sampler_helpers import make, warm_bank
 
-from spectral_kernels.selection import GreedyBatchSampler, MemoryBank, RandomBatchSampler
+from spectral_kernels.selection import RandomBatchSampler
 
-N, BATCH = 24, 4
+N, ODD, BATCH = 24, 61, 4
 
 
 @pytest.fixture
@@ -72,9 +73,8 @@ def test_a_batch_above_a_shard_is_known_with_the_group(group):
 
 def test_a_group_that_changes_in_an_epoch(group):
     message = "epoch 0 began as rank 0 of 1, and this process is now rank 1 of 2"
-    bank = MemoryBank(N, 4)
-    bank.update(torch.arange(N), torch.randn(N, 4))
-    for sampler in (RandomBatchSampler(N, BATCH), GreedyBatchSampler(bank, BATCH, replacement=False)):
+    for kind in ("random", "greedy partition"):
+        sampler = make(kind, warm_bank(N), BATCH)
         group(None)
         iterator = iter(sampler)
         next(iterator)
@@ -95,16 +95,24 @@ def test_a_group_that_changes_in_an_epoch(group):
         assert len(rows(sampler)) == N // 2
 
 
-def _late_group(rank: int, rendezvous: str) -> None:
+def _epochs(rank: int, world: int, rendezvous: str) -> None:
     torch.set_num_threads(1)
-    sampler = RandomBatchSampler(N, BATCH)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    own = torch.tensor(list(sampler)).flatten()
-    gathered = [torch.empty_like(own) for _ in range(2)]
-    dist.all_gather(gathered, own)
-    assert sorted(torch.cat(gathered).tolist()) == list(range(N))
+    samplers = [
+        make(kind, warm_bank(ODD), 6, drop_last=False) for kind in ("random", "pool partition", "greedy partition")
+    ]
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    for sampler in samplers:
+        assert (sampler.num_replicas, sampler.rank) == (world, rank)
+        for _ in range(2):
+            rows = torch.tensor([row for batch in sampler for row in batch])
+            # as long on every rank, so that no rank waits for a gradient that never comes
+            gathered = [torch.empty_like(rows) for _ in range(world)]
+            dist.all_gather(gathered, rows)
+            visits = torch.bincount(torch.cat(gathered), minlength=ODD)
+            assert visits.min() == 1 and visits.sum() == -(-ODD // world) * world
     dist.destroy_process_group()
 
 
-def test_processes(tmp_path: Path):
-    torch.multiprocessing.spawn(_late_group, (str(tmp_path / "rendezvous"),), nprocs=2)
+@pytest.mark.parametrize("world", (2, pytest.param(4, marks=pytest.mark.slow)))
+def test_processes_share_an_epoch(world: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_epochs, (world, str(tmp_path / "rendezvous")), nprocs=world)

@@ -1,6 +1,5 @@
 """Samplers that resume while the bank changes: in random streams the resumed one goes on beside the uninterrupted one."""
 
-import io
 import math
 import random
 import warnings
@@ -10,37 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sampler_helpers import KINDS, PARTITIONS, D, make, through_a_file, warm_bank
 from torch import Tensor
 
-from spectral_kernels.selection import (
-    GreedyBatchSampler,
-    LiveBatchSampler,
-    MemoryBank,
-    PoolBatchSampler,
-    RandomBatchSampler,
-)
+from spectral_kernels.selection import MemoryBank
 from spectral_kernels.selection.sharding import derived_generator
 
-D = 4
-TABLE = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
-KINDS = ("random", "random of a bank", "pool", "greedy", "live", "live of a bank")
 STREAMS = 5  # of an example: the long form runs 5,000
-
-
-def make(kind: str, bank: MemoryBank, options: dict[str, Any]):
-    rows = bank if kind.endswith("bank") else bank.n
-    if kind.startswith("random"):
-        return RandomBatchSampler(rows, **options)
-    if kind.startswith("live"):
-        return LiveBatchSampler(rows, embed=lambda chosen: TABLE[chosen], pool=2, **options)
-    return {"pool": PoolBatchSampler, "greedy": GreedyBatchSampler}[kind](bank, **options)
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -58,9 +33,9 @@ def change(bank: MemoryBank, event: tuple[str, Any]) -> None:
 class Twin:
     """A sampler, its bank and its iteration."""
 
-    def __init__(self, kind: str, n: int, options: dict[str, Any]) -> None:
+    def __init__(self, kind: str, n: int, follows: bool, options: dict[str, Any]) -> None:
         self.bank = MemoryBank(n, D)
-        self.sampler = make(kind, self.bank, options)
+        self.sampler = make(kind, self.bank if follows else n, **options)
         self.iterator: Any = None
         self.entered = True  # False from a load to the first batch
 
@@ -90,16 +65,16 @@ class Stream:
         self.size = self.random.randint(1, max(1, self.n // self.ranks // pick((1, 2, 4))))
         self.options: dict[str, Any] = {"batch_size": self.size, "drop_last": self.drop_last, "seed": self.seed}
         self.options |= {"num_replicas": self.ranks, "rank": self.random.randrange(self.ranks)}
-        self.partition = self.kind.startswith("random")
-        if self.kind in ("pool", "greedy"):
-            self.partition = pick((True, False))
-            self.options |= {"replacement": not self.partition, "min_seen": pick((0.0, 0.3, 0.9))}
-        if self.kind == "pool":
-            self.options |= {"draws": 3, "window": pick((None, None, (1.2, 2.0)))}
-        if self.kind in ("greedy", "live"):
+        self.partition = self.kind in PARTITIONS
+        self.selects = self.kind.startswith(("pool", "greedy"))
+        if self.selects:
+            self.options |= {"min_seen": pick((0.0, 0.3, 0.9))}
+        if self.kind.startswith("pool"):
+            self.options |= {"window": pick((None, None, (1.2, 2.0)))}
+        if self.kind.startswith(("greedy", "live")):
             self.options |= {"candidates": pick((None, 2, 5)), "objective": pick(("effective_rank", "logdet"))}
-        self.follows = self.kind in ("pool", "greedy") or self.kind.endswith("bank")
-        self.main = Twin(self.kind, self.n, self.options)
+        self.follows = self.selects or pick((True, False))  # the rows of a bank
+        self.main = self.twin()
         self.twins: list[Twin] = []
         self.visited: set[int] = set()
         self.shard: list[int] = []
@@ -107,6 +82,9 @@ class Stream:
         self.log: list[tuple[str, Any]] = []  # of the running epoch
         # after each number of batches: place in the log, the bank, the rows visited
         self.marks: list[tuple[int, dict[str, Any], set[int]]] = []
+
+    def twin(self) -> Twin:
+        return Twin(self.kind, self.n, self.follows, self.options)
 
     def run(self, steps: int) -> None:
         if self.random.random() < 0.8:
@@ -202,7 +180,7 @@ class Stream:
         left = len(self.shard) - self.size * (len(self.batches) - 1)
         assert len(batch) == (min(self.size, left) if self.partition else self.size)
         assert len(set(batch)) == len(batch) and set(batch) <= set(self.shard)
-        if self.kind in ("pool", "greedy"):
+        if self.selects:
             seen = self.main.bank.seen
             cold = int(seen[self.shard].sum()) < max(self.size, math.ceil(self.options["min_seen"] * len(self.shard)))
             random_rows = self.main.sampler.last_selection is None
@@ -237,7 +215,7 @@ class Stream:
         consumed = None
         if self.marks and self.random.random() < 0.5:
             consumed = self.random.randrange(len(self.marks))
-        twin = Twin(self.kind, self.n, self.options)
+        twin = self.twin()
         if len(self.twins) == 2:
             # an old one is loaded anew
             used = self.twins.pop(0)
@@ -279,50 +257,12 @@ def test_a_resumed_stream_is_the_uninterrupted_one(seed: int) -> None:
 
 
 N = 48
-WARM = {"min_seen": 0.1}
-CHOOSERS = {
-    "random": lambda bank: RandomBatchSampler(bank, 4),
-    "pool": lambda bank: PoolBatchSampler(bank, 4, draws=3, replacement=False, **WARM),
-    "greedy": lambda bank: GreedyBatchSampler(bank, 4, candidates=3, replacement=False, **WARM),
-    "greedy with replacement": lambda bank: GreedyBatchSampler(bank, 4, candidates=3, **WARM),
-    "live": lambda bank: LiveBatchSampler(bank, 4, lambda rows: TABLE[rows]),
-}
-choosers = pytest.mark.parametrize("make_one", CHOOSERS.values(), ids=CHOOSERS)
 
 
-def warm() -> MemoryBank:
-    bank = MemoryBank(N, D)
-    bank.update(torch.arange(N), TABLE[:N])
-    return bank
-
-
-@choosers
-@pytest.mark.parametrize("ended", (False, True))
-def test_the_rows_of_an_epoch_outlast_the_bank(make_one, ended: bool) -> None:
-    """Half of the rows expire in mid-epoch: it goes on as it began, here and resumed, and only the next one is shorter."""
-    bank = warm()
-    sampler = make_one(bank)
-    batches = iter(sampler)
-    head = [next(batches) for _ in range(12 if ended else 5)]
-    bank.retire(torch.arange(24))
-    assert len(sampler) == 6
-    assert set(sampler.sampler.rows().tolist()) == set(range(N)) and len(sampler.sampler) == 24
-    other = MemoryBank(N, D)
-    other.load_state_dict(bank.state_dict())
-    resumed = make_one(other)
-    resumed.load_state_dict(sampler.state_dict())
-    assert set(resumed.sampler.rows().tolist()) == set(range(N))
-    rest = list(batches)
-    assert list(resumed) == rest and len(head + rest) == 12
-    following = list(sampler)
-    assert list(resumed) == following and len(following) == 6
-    assert {row for batch in following for row in batch} <= set(range(24, N))
-
-
-@choosers
-def test_an_epoch_is_dealt_out_as_it_begins(make_one) -> None:
-    bank = warm()
-    sampler, resumed = make_one(bank), make_one(bank)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_is_dealt_out_as_it_begins(kind: str) -> None:
+    bank = warm_bank(N)
+    sampler, resumed = (make(kind, bank, 4, min_seen=0.1) for _ in range(2))
     list(sampler)
     sampler.set_epoch(4)
     state = sampler.state_dict()
@@ -343,8 +283,8 @@ def test_an_epoch_is_dealt_out_as_it_begins(make_one) -> None:
 
 
 def test_an_older_iteration_keeps_to_its_own_shard() -> None:
-    bank = warm()
-    sampler = GreedyBatchSampler(bank, 4, candidates=3, num_replicas=2, rank=0, seed=1)
+    bank = warm_bank(N)
+    sampler = make("greedy", bank, 4, num_replicas=2, rank=0, seed=1)
     older = iter(sampler)
     first, shard = next(older), set(sampler.sampler.rows().tolist())
     next(iter(sampler))
@@ -355,17 +295,17 @@ def test_an_older_iteration_keeps_to_its_own_shard() -> None:
 def test_retired_rows_of_an_epoch_are_unseen_ones() -> None:
     """Whether or not all other rows have an embedding."""
     for forgotten in (0, 1):
-        bank = warm()
-        sampler = GreedyBatchSampler(bank, 12, candidates=3, min_seen=0.0)
+        bank = warm_bank(N)
+        sampler = make("greedy", bank, 12, min_seen=0.0)
         batches = iter(sampler)
         next(batches)
-        bank.update(torch.arange(N), TABLE[:N] * (torch.arange(N) >= forgotten)[:, None])
+        bank.update(torch.arange(N), warm_bank(N, list(range(forgotten))).embeddings)
         bank.retire(torch.arange(24, 48))
         assert sum(row >= 24 or row < forgotten for row in next(batches)) in (6, 7)
 
 
 def test_less_than_was_loaded_cannot_be_taken_back() -> None:
-    sampler = CHOOSERS["greedy"](warm())
+    sampler = make("greedy partition", warm_bank(N), 4)
     batches = iter(sampler)
     for _ in range(5):
         next(batches)

@@ -44,37 +44,6 @@ def test_bad_arguments(build, message):
         build()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n": 31}, "n of the state is 31, but this batch sampler has 32"),
-        ({"batch_size": 4}, "batch_size of the state is 4, but this batch sampler has 8"),
-        ({"kind": "RandomBatchSampler"}, "kind of the state is 'RandomBatchSampler'"),
-        ({"seed": 1}, "seed of the state is 1"),
-        ({"rank": 1}, "rank of the state is 1"),
-        ({"epoch": -1}, "epoch of the state must be at least 0, got -1"),
-        ({"batch": 5}, "batch of the state must be between 0 and 4, got 5"),
-        ({"taken": torch.arange(3)}, "taken of the state must be 16 rows"),
-        ({"taken": None}, "taken of the state must be 16 rows"),
-        ({"taken": torch.arange(17, 33)}, r"taken of the state must lie in \[0, 32\), got 32"),
-        ({"order": torch.arange(17)}, "order of the state must be at most 16 rows"),
-        ({"order": torch.tensor([-1])}, r"order of the state must lie in \[0, 32\), got -1"),
-        ({"visited": torch.ones(31, dtype=torch.bool)}, "visited of the state must be a bool for each of 32 rows"),
-    ],
-)
-def test_bad_states(change, message):
-    sampler = GreedyBatchSampler(BANK, 8, replacement=False)
-    iterator = iter(sampler)
-    next(iterator), next(iterator)
-    state = {**sampler.state_dict(), **change}
-    fresh = GreedyBatchSampler(BANK, 8, replacement=False)
-    with pytest.raises(ValueError, match=message):
-        fresh.load_state_dict(state)
-    with pytest.raises(ValueError, match="lacks batch, taken"):
-        fresh.load_state_dict({key: state[key] for key in state if key not in ("batch", "taken")})
-    assert fresh.state_dict()["batch"] == 0
-
-
 def test_rows_with_nan_are_named():
     bank = warm_bank(32)
     bank.embeddings[7] = torch.nan

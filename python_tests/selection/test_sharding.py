@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectral_kernels.selection import RandomBatchSampler
 from spectral_kernels.selection.sharding import derived_generator, distinct_rows
 
 
@@ -36,13 +35,3 @@ def test_seeds_of_neighbouring_keys_differ():
         (seed, epoch, rank, batch) for seed in range(4) for epoch in range(4) for rank in range(4) for batch in range(4)
     ]
     assert len({derived_generator(*key).initial_seed() for key in [*keys, (0, 1), (1, 0), (0,), (1,)]}) == len(keys) + 4
-
-
-def test_replicas_come_from_the_process_group(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
-    sampler = RandomBatchSampler(12, 2)
-    assert (sampler.num_replicas, sampler.rank, len(sampler)) == (3, 2, 2)
-    alone = RandomBatchSampler(12, 2, num_replicas=1, rank=0)
-    assert (alone.num_replicas, alone.rank, len(alone)) == (1, 0, 6)
