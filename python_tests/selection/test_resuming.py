@@ -207,6 +207,9 @@ class Stream:
             assert len(twin.sampler) == self.share(self.share(len(active), self.ranks), self.size)
             assert twin.sampler.coverage == len(self.visited & active) / len(active)
             assert twin.sampler.epoch == self.main.sampler.epoch
+            if twin.entered and self.main.iterator is not None:
+                # whatever is active in the bank by now
+                assert twin.sampler.sampler.rows().tolist() == self.shard
         for twin in self.twins:
             assert_equal(twin.sampler.state_dict(), state)
 
