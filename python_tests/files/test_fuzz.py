@@ -5,7 +5,6 @@ changed as well, and wrapped again. `corpus/` keeps inputs that once came throug
 """
 
 import gzip
-import hashlib
 import io
 import re
 import struct
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import saved, signed
 from safetensors.torch import save
 from test_pickled import python2
 from torch import Tensor
@@ -37,32 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CORPUS = Path(__file__).with_name("corpus")
 SECONDS = 3.0  # more than any input may take
 Change = Callable[[bytes, np.random.Generator], bytes]
-NUMBERS = (
-    0,
-    1,
-    2,
-    3,
-    5,
-    127,
-    128,
-    255,
-    256,
-    2**15,
-    2**16 - 1,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**62,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-)
-
-
-def saved(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
+NUMBERS = (0, 1, 2, 3, 5, 127, 128, *(2**power - less for power in (8, 15, 16, 31, 32, 62, 63, 64) for less in (0, 1)))
 
 
 def numpy_saved(array: np.ndarray) -> bytes:
@@ -79,10 +54,6 @@ def npz(compressed: bool) -> bytes:
 
 def idx(shape: tuple[int, ...]) -> bytes:
     return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + bytes(int(np.prod(shape)))
-
-
-def signed(content: bytes) -> bytes:
-    return content + checkpoint.MAGIC + hashlib.sha256(content).digest()
 
 
 ROWS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -112,9 +83,8 @@ def anything(content: bytes, rng: np.random.Generator) -> bytes:
                 data[place] = int(rng.integers(256))
             case 2:
                 width, order = int(rng.choice([1, 2, 4, 8])), str(rng.choice(["little", "big"]))
-                data[place : place + width] = (NUMBERS[int(rng.integers(len(NUMBERS)))] % 256**width).to_bytes(
-                    width, order
-                )  # type: ignore[arg-type]
+                number = NUMBERS[int(rng.integers(len(NUMBERS)))] % 256**width
+                data[place : place + width] = number.to_bytes(width, order)  # type: ignore[arg-type]
             case 3:
                 del data[place : place + length]
             case 4:
@@ -158,13 +128,9 @@ def header(change: Change, width: int) -> Change:
     def changed(content: bytes, rng: np.random.Generator) -> bytes:
         start = 8 if width == 2 else 0
         size = int.from_bytes(content[start : start + width], "little")
-        text = change(content[start + width : start + width + size], rng)
-        return (
-            content[:start]
-            + (len(text) % 256**width).to_bytes(width, "little")
-            + text
-            + content[start + width + size :]
-        )
+        begin, end = start + width, start + width + size
+        text = change(content[begin:end], rng)
+        return content[:start] + (len(text) % 256**width).to_bytes(width, "little") + text + content[end:]
 
     return changed
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import Reduced
 
 from spectral_kernels.files import pickled
 from spectral_kernels.files.pickled import NotPlain, as_tree, read_pickled
@@ -55,15 +56,8 @@ def python2(count: int) -> bytes:
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R("
     kind = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + UNKNOWN
     pixels = bytes(i % 251 for i in range(count * 3072))
-    state = (
-        b"K\x01M"
-        + struct.pack("<H", count)
-        + b"M\x00\x0c\x86"
-        + kind
-        + b"\x89T"
-        + struct.pack("<I", len(pixels))
-        + pixels
-    )
+    shape = b"M" + struct.pack("<H", count) + b"M\x00\x0c\x86"
+    state = b"K\x01" + shape + kind + b"\x89T" + struct.pack("<I", len(pixels)) + pixels
     labels = b"](" + b"".join(b"K" + bytes([i % 10]) for i in range(count)) + b"e"
     return b"\x80\x02}q\x01(" + text(b"data") + array + state + b"tb" + text(b"labels") + labels + b"u."
 
@@ -76,35 +70,24 @@ def test_a_cifar_batch_of_python_2(tmp_path: Path) -> None:
     assert images[0].flatten()[:3].tolist() == [0, 1, 2] and labels.tolist() == [i % 10 for i in range(300)]
 
 
+def text_of(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
 def call(name: str, argument: str, *, stack: bool = False) -> bytes:
     """Instructions that call `name` ("module name") with a text."""
     module, function = name.split(" ")
     named = f"c{module}\n{function}\n".encode()
     if stack:
         named = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, function)) + b"\x93"
-    text = argument.encode()
-    return named + b"(X" + struct.pack("<I", len(text)) + text + b"tR"
-
-
-class Reduced:
-    def __init__(self, *parts: Any) -> None:
-        self.parts = parts
-
-    def __reduce__(self) -> Any:
-        return self.parts
+    return named + b"(" + text_of(argument) + b"tR"
 
 
 def object_of_bytes(mark: str) -> bytes:
     """The gadget that was found: a numpy scalar of dtype object whose flags a BUILD has cleared takes bytes for an address."""
     kind = b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8K\x00K\x01tR(K\x03X\x01\x00\x00\x00|" + UNKNOWN
-    return (
-        b"\x80\x02cnumpy.core.multiarray\nscalar\n("
-        + kind
-        + b"C\x08"
-        + struct.pack("<Q", id(os.system))
-        + b"tR(X"
-        + (struct.pack("<I", len(mark)) + mark.encode() + b"tR.")
-    )
+    scalar = b"\x80\x02cnumpy.core.multiarray\nscalar\n(" + kind + b"C\x08" + struct.pack("<Q", id(os.system))
+    return scalar + b"tR(" + text_of(mark) + b"tR."
 
 
 NAMES = (
@@ -121,20 +104,16 @@ def gadgets(mark: str) -> dict[str, bytes]:
     """Pickles that would write the file `mark` if they were run."""
     shell = f"touch {mark}"
     python = f"open({mark!r}, 'w')"
-    found = {
-        f"{name} {stack}": b"\x80\x04"
-        + call(name, shell if "system" in name or "popen" in name else python, stack=stack)
-        + b"."
-        for name in NAMES
-        for stack in (False, True)
-    }
+    found = {}
+    for name in NAMES:
+        argument = shell if "system" in name or "popen" in name else python
+        for stack in (False, True):
+            found[f"{name} {stack}"] = b"\x80\x04" + call(name, argument, stack=stack) + b"."
     found["dotted"] = b"\x80\x04" + call("collections OrderedDict.__init__.__globals__", python, stack=True) + b"."
-    found["old class"] = b"\x80\x02(" + b"X" + struct.pack("<I", len(shell)) + shell.encode() + b"ios\nsystem\n."
-    found["obj"] = b"\x80\x02(cos\nsystem\nX" + struct.pack("<I", len(shell)) + shell.encode() + b"o."
+    found["old class"] = b"\x80\x02(" + text_of(shell) + b"ios\nsystem\n."
+    found["obj"] = b"\x80\x02(cos\nsystem\n" + text_of(shell) + b"o."
     found["extension"] = b"\x80\x02\x82\x01."
-    found["newobj"] = (
-        b"\x80\x04cio\nFileIO\n(X" + struct.pack("<I", len(mark)) + mark.encode() + b"X\x01\x00\x00\x00wt\x81."
-    )
+    found["newobj"] = b"\x80\x04cio\nFileIO\n(" + text_of(mark) + text_of("w") + b"t\x81."
     found["state"] = pickle.dumps(Reduced(list, (), {"a": 1}), 4)
     found["object array"] = pickle.dumps(np.array([Reduced(os.system, (shell,))], dtype=object), 4)
     found["bytes as an object"] = object_of_bytes(shell)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from helpers import assert_same
 
 from spectral_kernels.files.embeddings import open_embeddings
 from spectral_kernels.files.reading import FileError
@@ -154,21 +154,7 @@ def test_tensors_of_every_kind_come_back(dtype: torch.dtype, tmp_path: Path) -> 
     torch.save(value, tmp_path / "a.pt")
     found = read_tensors(tmp_path / "a.pt")
 
-    def same(one: Any, other: Any) -> None:
-        if isinstance(one, Tensor):
-            assert one.dtype == other.dtype and torch.equal(one, other)
-        elif isinstance(one, dict):
-            assert one.keys() == other.keys()
-            for key in one:
-                same(one[key], other[key])
-        elif isinstance(one, list | tuple):
-            assert len(one) == len(other)
-            for pair in zip(one, other, strict=True):
-                same(*pair)
-        else:
-            assert one == other
-
-    same(value, found)
+    assert_same(value, found)
 
 
 def test_numbers_of_the_other_byte_order(tmp_path: Path) -> None:

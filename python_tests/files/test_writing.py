@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import in_a_child, said_by
 
 from spectral_kernels import cli
 from spectral_kernels.files import lock
@@ -54,29 +54,6 @@ def content(step: int, size: int = 20_000) -> dict[str, object]:
     return {"step": step, "tensors": tensors, "floats": [0.5, float("inf")], "nested": {"a": (1, None, True, b"x")}}
 
 
-def in_a_child(work: Callable[[], object]) -> tuple[int, int]:
-    """Fork, and do some work there; the child's number and a pipe of what it prints."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        os.dup2(writing, 1)
-        try:
-            work()
-        except BaseException as error:
-            os.write(1, repr(error).encode())
-        os._exit(0)
-    os.close(writing)
-    return child, reading
-
-
-def said_by(child: int, reading: int) -> str:
-    with open(reading, encoding="utf-8") as file:
-        said = file.read()
-    os.waitpid(child, 0)
-    return said
-
-
 @pytest.mark.parametrize("limit", [0, 1, 1000, 100_000, 320_000])
 def test_no_space(limit: int, tmp_path: Path) -> None:
     """A limit on the size of a file, which the system reports as it does a full disk, through torch and Python."""
@@ -88,7 +65,7 @@ def test_no_space(limit: int, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         checkpoint.save(path, content(2))
 
-    assert said_by(*in_a_child(work)) == "OSError(27, 'File too large')"
+    assert said_by(*in_a_child(work)) == f"OSError: [Errno 27] File too large: '{path}'"
     assert checkpoint.load(path, FIELDS)["step"] == 1
     assert names(tmp_path) == ["last.ckpt"]
 

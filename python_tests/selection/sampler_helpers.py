@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import torch
+from helpers import saved
 from torch import Tensor
 
 from spectral_kernels.selection import (
@@ -47,7 +48,4 @@ def make(kind: str, rows: MemoryBank | int, batch_size: int, **options: Any):
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+    return torch.load(io.BytesIO(saved(state)), weights_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Reduced
 from PIL import Image
 
 from spectral_kernels.files.reading import FileError
@@ -45,11 +46,6 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load("cifar10", tmp_path / "elsewhere")
 
 
-class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("true",)
-
-
 def test_bad_cifar_batches(tmp_path: Path) -> None:
     write_cifar(tmp_path)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
@@ -57,7 +53,10 @@ def test_bad_cifar_batches(tmp_path: Path) -> None:
     for content, message in (
         (whole[:-40], "data_batch_3 cannot be read as a CIFAR-10 batch"),
         (b"", "data_batch_3 cannot be read"),
-        (pickle.dumps({b"data": Evil()}), "cannot be read as a CIFAR-10 batch: it asks for posix.system"),
+        (
+            pickle.dumps({b"data": Reduced(os.system, ("true",))}),
+            "cannot be read as a CIFAR-10 batch: it asks for posix.system",
+        ),
         (pickle.dumps([1]), "data_batch_3 cannot be read as a CIFAR-10 batch: it has no data and labels"),
         (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}), "2 images and 1 labels"),
         (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}), "numbers from 0 to 9"),

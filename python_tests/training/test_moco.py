@@ -1,20 +1,13 @@
-"""MoCo-v2: its step by hand, its queue, its resuming, and the shipped recipe."""
-
-from pathlib import Path
+"""MoCo-v2: its step by hand, and its queue."""
 
 import pytest
 import torch
-from test_image_files import write_cifar
-from test_loop import KillAt, Killed, assert_same, state_of
 from torch.nn.functional import cross_entropy, normalize
 from training_helpers import blobs, settings
 
-from spectral_kernels import cli
 from spectral_kernels.training.config import MoCoConfig
-from spectral_kernels.training.loop import Run, train
+from spectral_kernels.training.loop import Run
 from spectral_kernels.training.moco import MoCo, forward_moco
-
-pytestmark = pytest.mark.filterwarnings("ignore:the memory bank is cold")
 
 
 def model(queue: int = 10, momentum: float = 0.9) -> MoCo:
@@ -53,34 +46,6 @@ def test_the_queue_goes_round() -> None:
     assert moco.queue[:, 0].tolist() == [2, 2, 3, 3, 3, 3, 1, 1, 2, 2] and int(moco.cursor) == 6
 
 
-@pytest.mark.parametrize("strategy", ["random", "greedy-4"])
-def test_resume_is_bit_identical(strategy: str, tmp_path: Path) -> None:
-    config = settings(train={"method": "moco"}, moco={"queue": 37, "momentum": 0.9}, selection={"strategy": strategy})
-    data = blobs()
-    whole = train(config, data, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(config, data, tmp_path / "parts", [KillAt(4)])
-    assert_same(state_of(whole), state_of(train(config, data, tmp_path / "parts")))
-    assert isinstance(whole.model, MoCo) and int(whole.model.cursor) > 0
-
-
 def test_no_whitening() -> None:
     with pytest.raises(ValueError, match=r"train\.method = moco has no whitening, got whiten = 'zca'"):
         Run(settings(train={"method": "moco", "whiten": "zca"}), blobs())
-
-
-def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_cifar(tmp_path, count=64)
-    words = ["train", "--config", "cifar10_moco", "--out", str(tmp_path / "out"), f"data.root={tmp_path}"]
-    words += [
-        "train.steps=3",
-        "evaluate.every=3",
-        "train.device=cpu",
-        "model.hidden=16",
-        "model.dim=8",
-        "moco.queue=50",
-    ]
-    assert cli.main([*words, "train.batch_size=32", "model.width=8", "selection.min_seen=0.1"]) == 0, (
-        capsys.readouterr().err
-    )
-    assert (tmp_path / "out" / "monitor.csv").exists()

@@ -14,24 +14,19 @@ from spectral_kernels.training.lars import LARS
 from spectral_kernels.training.models import encoder
 from spectral_kernels.training.simclr import make_optimizer
 
-QUICK = [
-    "train.steps=3",
-    "evaluate.every=3",
-    "train.checkpoint_every=2",
-    "train.device=cpu",
-    "model.hidden=16",
-    "model.dim=8",
-]
+QUICK = ["train.steps=3", "evaluate.every=3", "train.checkpoint_every=2", "train.device=cpu"]
+QUICK += ["model.hidden=16", "model.dim=8"]
 pytestmark = pytest.mark.filterwarnings("ignore:the memory bank is cold")
 
 
-def test_cifar10_simclr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name, method", [("cifar10_simclr", []), ("cifar10_moco", ["moco.queue=50"])])
+def test_cifar10(name: str, method: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cifar(tmp_path, count=64)
-    words = ["train", "--config", "cifar10_simclr", "--out", str(tmp_path / "out"), f"data.root={tmp_path}", *QUICK]
-    assert cli.main([*words, "train.batch_size=32", "model.width=8", "selection.min_seen=0.1"]) == 0, (
-        capsys.readouterr().err
-    )
-    assert "Training on cifar10 with greedy-64 batches" in capsys.readouterr().out
+    words = ["train", "--config", name, "--out", str(tmp_path / "out"), f"data.root={tmp_path}", *QUICK, *method]
+    code = cli.main([*words, "train.batch_size=32", "model.width=8", "selection.min_seen=0.1"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "Training on cifar10 with greedy-64 batches" in out and (tmp_path / "out" / "monitor.csv").exists()
 
 
 @pytest.mark.usefixtures("torchvision")

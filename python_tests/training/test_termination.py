@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import assert_same
+from helpers import assert_same
 
 STEPS = 60
 METHODS = {

@@ -1,11 +1,18 @@
-"""A synthetic data set and small settings for the training tests."""
+"""A synthetic data set, small settings, and runs that are killed, for the training tests."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from helpers import assert_same
 
+from spectral_kernels.training.callbacks import Callback
+from spectral_kernels.training.clock import PARTS
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import ImageData
+from spectral_kernels.training.loop import Run, train
+from spectral_kernels.training.run_state import STEP_COLUMNS
 from spectral_kernels.training.settings import build_config
 
 
@@ -34,3 +41,38 @@ def settings(**sections: dict[str, Any]) -> Config:
     for name, section in sections.items():
         content[name] = content.get(name, {}) | section
     return build_config(content)
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """All of a run that training depends on or that a report shows, without the clock's readings."""
+    state = run.state_dict()
+    clock = [STEP_COLUMNS.index(part) for part in PARTS]
+    state["steps"] = torch.tensor([[x for i, x in enumerate(row) if i not in clock] for row in state["steps"].tolist()])
+    state["evaluations"] = [{k: v for k, v in row.items() if k != "seconds"} for row in state["evaluations"]]
+    del state["seconds"]
+    return state
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, run: Run) -> None:
+        if run.step == self.at:
+            raise Killed
+
+
+def assert_goes_on(config: Config, kill_at: int, out: Path) -> Run:
+    """A run that is killed and goes on, by another process' worth of objects, ends as an uninterrupted one: returned."""
+    data = blobs()
+    whole = train(config, data, out / "whole")
+    with pytest.raises(Killed):
+        train(config, data, out / "parts", [KillAt(kill_at)])
+    torch.manual_seed(123)  # the global generator must not matter
+    resumed = train(config, data, out / "parts")
+    assert_same(state_of(whole), state_of(resumed))
+    return whole
