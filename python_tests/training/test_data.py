@@ -29,20 +29,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rewrite(folder: Path, key: str, content: bytes) -> str:
-    path = folder / f"{data.IDX_FILES[key]}.gz"
-    path.write_bytes(content)
-    return path.name
-
-
 def test_reads_what_was_written(folder: Path) -> None:
     loaded = data.load("fashion_mnist", folder)
     expected = torch.randint(0, 256, (6, 28, 28), generator=torch.Generator().manual_seed(1))
-    assert loaded.train_images.shape == (6, 1, 28, 28)
-    assert loaded.train_images.dtype == torch.uint8
-    assert torch.equal(loaded.train_images[:, 0].long(), expected)
-    assert loaded.test_labels.shape == (4,)
-    assert loaded.test_labels.dtype == torch.int64
+    assert loaded.train_images.dtype == torch.uint8 and torch.equal(loaded.train_images[:, 0].long(), expected)
+    assert loaded.test_labels.shape == (4,) and loaded.test_labels.dtype == torch.int64
     assert len(loaded.classes) == 10
 
 
@@ -90,16 +81,12 @@ def test_bad_files_are_named(folder: Path, key: str, change, message: str) -> No
     assert path.name in str(caught.value) or str(folder) in str(caught.value)
 
 
-def test_missing_data_set_says_where_and_how(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fallback", [None, "digits"])
+def test_a_missing_data_set_says_where_and_how(fallback: str | None, tmp_path: Path) -> None:
+    """A root that was named has no fallback."""
     with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist") as caught:
-        data.load("fashion_mnist", tmp_path / "nowhere")
-    assert str(tmp_path / "nowhere") in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_root_that_was_named_has_no_fallback(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        data.load("fashion_mnist", tmp_path / "nowhere", fallback="digits")
+        data.load("fashion_mnist", tmp_path / "nowhere", fallback=fallback)
+    assert str(tmp_path / "nowhere") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_fallback_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,23 +97,18 @@ def test_fallback_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
     monkeypatch.setattr(data, "_fashion_mnist", nothing)
     loaded = data.load("fashion_mnist", fallback="digits")
-    assert loaded.name == "digits"
-    assert loaded.train_images.shape == (1438, 1, 8, 8)
-    assert len(loaded.test_labels) == 359
+    assert loaded.name == "digits" and loaded.train_images.shape == (1438, 1, 8, 8) and len(loaded.test_labels) == 359
     assert int(loaded.train_images.max()) == 255
     out = capsys.readouterr().out
-    assert "digits instead" in out
-    assert out.count("\n") == 1
+    assert "digits instead" in out and out.count("\n") == 1
 
 
 def test_download_is_tried_last(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SPECTRAL_KERNELS_DATA", raising=False)
-    monkeypatch.setattr(data, "fashion_folders", lambda root: [work / "nowhere"])
+    monkeypatch.setattr(data, "fashion_folders", lambda root: [tmp_path / "nowhere"])
 
     class Datasets:
         @staticmethod

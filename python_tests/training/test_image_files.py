@@ -22,12 +22,8 @@ def write_cifar(root: Path, count: int = 4) -> dict[str, np.ndarray]:
     rng, wanted = np.random.default_rng(0), {}
     for name in (*cifar.TRAIN_FILES, *cifar.TEST_FILES):
         data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        content = {
-            b"batch_label": b"x",
-            b"labels": [i % 10 for i in range(count)],
-            b"data": data,
-            b"filenames": [b"a.png"],
-        }
+        labels = [i % 10 for i in range(count)]
+        content = {b"batch_label": b"x", b"labels": labels, b"data": data, b"filenames": [b"a.png"]}
         (target / name).write_bytes(pickle.dumps(content, protocol=2))
         wanted[name] = data
     return wanted
@@ -128,9 +124,8 @@ def test_files_that_cannot_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixt
     truncated = tmp_path / "train" / "a" / "a_1.JPEG"
     truncated.write_bytes(truncated.read_bytes()[:2000])
     (tmp_path / "train" / "b" / "b_0.JPEG").write_bytes(b"no image")
-    with pytest.raises(
-        ValueError, match=r"2 of 6 images cannot be decoded: .*a_1\.JPEG \(.*\); .*b_0\.JPEG \(.*data\.corrupt=skip"
-    ):
+    message = r"2 of 6 images cannot be decoded: .*a_1\.JPEG \(.*\); .*b_0\.JPEG \(.*data\.corrupt=skip"
+    with pytest.raises(ValueError, match=message):
         load("folder", tmp_path, size=16)
     assert not list((tmp_path / ".spectral_kernels").glob("*.json"))
     data = load("folder", tmp_path, size=16, corrupt="skip")
@@ -193,16 +188,8 @@ def test_damaged_caches(tmp_path: Path) -> None:
     before = read().clone()
     (index,), (pixels,) = cache.glob("*.json"), cache.glob("*.pixels")
     whole = index.read_text(encoding="utf-8")
-    for text in (
-        "",
-        "{}",
-        "[1]",
-        '{"skipped": [9]}',
-        '{"skipped": [-1]}',
-        '{"skipped": [true]}',
-        '{"skipped": 1}',
-        "[" * 9999,
-    ):
+    bad = ["[9]", "[-1]", "[true]", "1"]
+    for text in ("", "{}", "[1]", "[" * 9999, *(f'{{"skipped": {value}}}' for value in bad)):
         index.write_text(text)
         with pytest.raises(FileError, match=f"{index} is no"):
             read()
@@ -238,9 +225,8 @@ def test_odd_names_and_links(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "train" / "a" / "link.png").symlink_to(tmp_path / "train" / "a")
     os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
     (tmp_path / "train" / "a" / "nowhere.png").symlink_to("nowhere")
-    with pytest.raises(
-        ValueError, match=r"2 of 4 images cannot be decoded: .*nowhere\.png \(does not exist\).*\(is a pipe"
-    ):
+    message = r"2 of 4 images cannot be decoded: .*nowhere\.png \(does not exist\).*\(is a pipe"
+    with pytest.raises(ValueError, match=message):
         folder.read_folder(tmp_path / "train", tmp_path / "cache", size=8)
     found = folder.read_folder(tmp_path / "train", tmp_path / "cache", size=8, corrupt="skip")
     assert found.labels.tolist() == [0, 1] and found.images[:, :, 0, 0].tolist() == [[5, 6, 7]] * 2
