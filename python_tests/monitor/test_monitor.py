@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from monitor_helpers import rows, stand_in_for_lightning
 
 import spectral_kernels as sk
-from spectral_kernels.monitor import lightning_callback, plots, spectrum_monitor
+from spectral_kernels.monitor import lightning_callback, spectrum_monitor
 from spectral_kernels.monitor.log import COLUMNS
 from spectral_kernels.monitor.signatures import exploding_variance
 from spectral_kernels.training.data import load
@@ -70,16 +71,10 @@ def test_exploding_variance_needs_a_past() -> None:
     assert exploding_variance([1.0, 1.001] * 30 + [1.0, 1.1] * 10) is None  # small beside the gradient
 
 
-def rows(seed: int = 0, n: int = 64, d: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(n, d, generator=generator)
-    return query, query + 0.3 * torch.randn(n, d, generator=generator)
-
-
 @pytest.mark.parametrize("loss", ["nt_xent", "info_nce"])
 def test_numbers_are_those_of_the_ops(loss: str, tmp_path: Path) -> None:
     monitor = sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.2, loss=loss, every=1, rank=4)
-    query, key = rows()
+    query, key = rows(n=64, d=16)
     bank = sk.MemoryBank(100, 16)
     bank.update(torch.arange(50), query[:50])
     state = torch.get_rng_state()
@@ -104,8 +99,9 @@ def test_numbers_are_those_of_the_ops(loss: str, tmp_path: Path) -> None:
 
 def test_a_larger_batch_is_looked_at_in_part(tmp_path: Path) -> None:
     monitor = sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.2, every=1, anchors=32)
-    whole = monitor.observe(0, *rows())
-    part = monitor.observe(1, *(view[:32] for view in rows()))
+    views = rows(n=64)
+    whole = monitor.observe(0, *views)
+    part = monitor.observe(1, *(view[:32] for view in views))
     assert whole is not None and part is not None
     assert whole["norm"] == part["norm"] and whole["negatives"] == 62
 
@@ -115,8 +111,8 @@ def test_a_resumed_run_goes_on_with_its_file(tmp_path: Path) -> None:
     first = sk.SpectrumMonitor(path, temperature=0.2, every=5)
     for step in range(1, 31):
         first.observe(step, *rows(step))
-    with path.open("a") as file:
-        file.write("35,0.1,3")  # killed while it wrote
+    with path.open("ab") as file:  # damaged, and killed while it wrote
+        file.write(b"\0\0\0\xff\n" + b"x" + b"," * (len(COLUMNS) - 1) + b"\n35,0.1,3")
     second = sk.SpectrumMonitor(path, temperature=0.2, every=5)
     for step in range(21, 41):
         second.observe(step, *rows(step))
@@ -147,16 +143,6 @@ def test_the_interval_follows_the_budget(tmp_path: Path, monkeypatch: pytest.Mon
     assert 5 <= len(monitor.records) <= 7
 
 
-def test_picture(tmp_path: Path) -> None:
-    monitor = sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.2, every=1)
-    monitor.observe(0, *rows(), window=(3, 5))
-    with pytest.raises(ValueError, match="holds 1 measurements"):
-        plots.monitor(tmp_path / "m.csv")
-    monitor.observe(1, *rows(1), window=(3, 5))
-    picture = plots.monitor(tmp_path / "m.csv")
-    assert picture == tmp_path / "m.png" and picture.read_bytes()[:4] == b"\x89PNG"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -172,23 +158,16 @@ def test_bad_arguments(options: dict[str, Any], message: str, tmp_path: Path) ->
         sk.SpectrumMonitor(tmp_path / "m.csv", **options)
 
 
-def test_another_file_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"is no monitor's file: its first line is 'a,b'"):
-        sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.1)
-    assert (tmp_path / "m.csv").read_text() == "a,b\n1,2\n"
+def test_no_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match="pip install lightning"):
+        lightning_callback(sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.2))
 
 
 def test_lightning_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for Lightning; examples/ has the real one."""
+    stand_in_for_lightning(monkeypatch)
     monitor = sk.SpectrumMonitor(tmp_path / "m.csv", temperature=0.2, every=1)
-    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install lightning"):
-        lightning_callback(monitor)
-    stand_in = types.ModuleType("pytorch_lightning")
-    stand_in.Callback = type("Callback", (), {})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pytorch_lightning", stand_in)
     callback = lightning_callback(monitor)
     module = torch.nn.Linear(2, 1)
     module(torch.ones(1, 2)).sum().backward()

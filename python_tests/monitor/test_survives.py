@@ -6,7 +6,6 @@ import math
 import os
 import resource
 import signal
-import sys
 import types
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from monitor_helpers import rows, stand_in_for_lightning
 
 import spectral_kernels as sk
 from spectral_kernels.monitor import lightning_callback, plots, spectrum_monitor
@@ -24,12 +23,6 @@ from spectral_kernels.monitor.signatures import SIGNATURES, exploding_variance
 pytestmark = pytest.mark.filterwarnings("ignore::spectral_kernels.SpectrumWarning")
 
 INF, NAN = math.inf, math.nan
-
-
-def rows(seed: int = 0, n: int = 32, d: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(n, d, generator=generator)
-    return query, query + 0.3 * torch.randn(n, d, generator=generator)
 
 
 def written(path: Path) -> list[dict[str, str]]:
@@ -94,9 +87,8 @@ def test_rows_that_are_not_finite_are_left_out(value: float, tmp_path: Path) -> 
         found = monitor.observe(0, query, key, queue=torch.cat([rows()[0], torch.full((1, 8), value)]))
     assert good is not None and found is not None and monitor.skipped == {"rows": 1}
     ignored = {"seconds", "skipped"}
-    assert str({k: v for k, v in found.items() if k not in ignored}) == str(
-        {k: v for k, v in good.items() if k not in ignored}
-    )
+    same = [str({k: v for k, v in record.items() if k not in ignored}) for record in (found, good)]
+    assert same[0] == same[1]
     monitor.observe(1, torch.full_like(query, value), key)
     assert monitor.skipped == {"rows": 2, "measurement": 1}
 
@@ -116,35 +108,30 @@ def test_rows_of_any_scale(scale: float, tmp_path: Path) -> None:
         assert "collapse" in found["warnings"] and float(found["spread"]) == 0
 
 
-def views(name: str) -> dict[str, Any]:
-    query, key = rows()
-    return {
-        "no tensors": {"query": None, "key": "key"},
-        "integers": {"query": query.long(), "key": key},
-        "one row": {"query": query[:1], "key": key[:1]},
-        "no row": {"query": query[:0], "key": key[:0]},
-        "other shapes": {"query": query, "key": key[:5]},
-        "other features": {"query": query, "key": key[:, :5]},
-        "one dimension": {"query": query[0], "key": key[0]},
-        "sparse": {"query": query.to_sparse(), "key": key},
-        "meta": {"query": query.to("meta"), "key": key},
-        "hostile": {"query": Hostile(), "key": key},
-        "queue": {"query": query, "key": key, "queue": Hostile()},
-        "empty queue": {"query": query, "key": key, "queue": query[:0]},
-    }[name]
+QUERY, KEY = rows()
+NO_BATCHES: dict[str, dict[str, Any]] = {
+    "no tensors": {"query": None, "key": "key"},
+    "integers": {"query": QUERY.long(), "key": KEY},
+    "one row": {"query": QUERY[:1], "key": KEY[:1]},
+    "no row": {"query": QUERY[:0], "key": KEY[:0]},
+    "other shapes": {"query": QUERY, "key": KEY[:5]},
+    "other features": {"query": QUERY, "key": KEY[:, :5]},
+    "one dimension": {"query": QUERY[0], "key": KEY[0]},
+    "sparse": {"query": QUERY.to_sparse(), "key": KEY},
+    "meta": {"query": QUERY.to("meta"), "key": KEY},
+    "hostile": {"query": Hostile(), "key": KEY},
+    "queue": {"query": QUERY, "key": KEY, "queue": Hostile()},
+    "empty queue": {"query": QUERY, "key": KEY, "queue": QUERY[:0]},
+}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["no tensors", "integers", "one row", "no row", "other shapes", "other features", "one dimension", "sparse", "meta",
-     "hostile", "queue", "empty queue"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", NO_BATCHES)
 def test_what_is_no_batch_is_not_measured(name: str, tmp_path: Path) -> None:
     monitor = watch(tmp_path / "m.csv", loss="info_nce")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert monitor.observe(0, **views(name)) is None
-        assert monitor.observe(1, **views(name)) is None
+        assert monitor.observe(0, **NO_BATCHES[name]) is None
+        assert monitor.observe(1, **NO_BATCHES[name]) is None
     said_once(caught, "is not measured")
     assert monitor.skipped == {"measurement": 2}
     assert monitor.observe(2, *rows()) is not None
@@ -228,20 +215,17 @@ def test_a_folder_that_goes(tmp_path: Path) -> None:
     assert [row["step"] for row in written(folder2 / "m.csv")] == ["1"]
 
 
-def test_a_file_of_another_is_left_alone_while_it_runs(tmp_path: Path) -> None:
-    monitor = watch(tmp_path / "m.csv")
+@pytest.mark.parametrize("when", ["before", "while it runs"])
+def test_a_file_of_another_is_left_alone(when: str, tmp_path: Path) -> None:
+    monitor = watch(tmp_path / "m.csv") if when == "while it runs" else None
     (tmp_path / "m.csv").write_text("a,b\n1,2\n")
-    with pytest.warns(sk.SpectrumWarning, match="no monitor's file"):
-        monitor.observe(0, *rows())
+    if monitor is None:
+        with pytest.raises(ValueError, match=r"is no monitor's file: its first line is 'a,b'"):
+            watch(tmp_path / "m.csv")
+    else:
+        with pytest.warns(sk.SpectrumWarning, match="no monitor's file"):
+            monitor.observe(0, *rows())
     assert (tmp_path / "m.csv").read_text() == "a,b\n1,2\n"
-
-
-def test_damaged_lines_are_dropped(tmp_path: Path) -> None:
-    watch(tmp_path / "m.csv").observe(0, *rows())
-    with (tmp_path / "m.csv").open("ab") as file:
-        file.write(b"\0\0\0\xff\n" + b"x" + b"," * (len(COLUMNS) - 1) + b"\n1,2")
-    watch(tmp_path / "m.csv").observe(1, *rows())
-    assert [row["step"] for row in written(tmp_path / "m.csv")] == ["0", "1"]
 
 
 def test_other_features_and_the_picture(tmp_path: Path) -> None:
@@ -249,9 +233,9 @@ def test_other_features_and_the_picture(tmp_path: Path) -> None:
     monitor = watch(tmp_path / "m.csv")
     monitor.observe(0, *rows(), value=NAN)
     monitor.observe(1, *rows(d=6))
-    monitor.observe(2, *rows())
+    monitor.observe(2, *rows(), window=(3, 5))
     assert monitor.skipped == {"loss": 1, "file": 1} and len(written(tmp_path / "m.csv")) == 3
-    assert plots.monitor(tmp_path / "m.csv").exists()
+    assert plots.monitor(tmp_path / "m.csv") == tmp_path / "m.png" and (tmp_path / "m.png").exists()
 
 
 def test_measuring_that_fails_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,10 +258,7 @@ def test_tensorboard_that_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outputs", [None, 3, {"loss": 1.0}, {"query": 1}, torch.tensor(1.0)], ids=repr)
 def test_lightning_callback(outputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = types.ModuleType("pytorch_lightning")
-    stand_in.Callback = type("Callback", (), {})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.setitem(sys.modules, "pytorch_lightning", stand_in)
+    stand_in_for_lightning(monkeypatch)
     monitor = watch(tmp_path / "m.csv")
     callback = lightning_callback(monitor)
     callback.on_before_optimizer_step(None, Hostile(), None)
