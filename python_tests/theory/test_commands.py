@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same
 
 from spectral_kernels import cli
 from spectral_kernels.commands import band
@@ -74,8 +75,7 @@ def test_measuring_leaves_a_run_as_it_was() -> None:
     embed(run, 3)
     run.advance(10)
     same.advance(10)
-    for one, other in zip(run.model.state_dict().values(), same.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_same(run.model.state_dict(), same.model.state_dict())
 
 
 def test_variance_along_training_is_that_of_the_steps() -> None:
@@ -86,9 +86,8 @@ def test_variance_along_training_is_that_of_the_steps() -> None:
     gradients = []
     for step in range(1, 51):
         again.advance(step)
-        gradients.append(
-            torch.cat([p.grad.reshape(-1).double() for p in again.model.parameters() if p.grad is not None])
-        )
+        parts = [parameter.grad for parameter in again.model.parameters() if parameter.grad is not None]
+        gradients.append(torch.cat([part.reshape(-1).double() for part in parts]))
     assert found.plain.variance.total == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-9)
     assert found.plain.variance.norms[7] == pytest.approx(float(gradients[7].norm()))
     assert found.ratios["total"] == found.plain.variance.total / found.whitened.variance.total

@@ -29,8 +29,7 @@ def test_shape_format_and_seed(channels: int) -> None:
     batch = images(channels)
     make = Augment(AugmentConfig(blur=0.5), Normalize(batch))
     views = make(batch, torch.Generator().manual_seed(0))
-    assert views.shape == batch.shape
-    assert views.dtype == torch.float32
+    assert views.shape == batch.shape and views.dtype == torch.float32
     assert views.is_contiguous(memory_format=torch.channels_last)
     assert views.isfinite().all()
     assert torch.equal(views, make(batch, torch.Generator().manual_seed(0)))
@@ -51,13 +50,9 @@ def test_every_setting_draws_the_same_amount() -> None:
     assert torch.equal(left.get_state(), right.get_state())
 
 
-def test_switched_off_changes_nothing() -> None:
+def test_switched_off_changes_nothing_and_flip_is_one() -> None:
     batch = images()
     assert torch.allclose(augment(batch), batch.float() / 255, atol=1e-6)
-
-
-def test_flip() -> None:
-    batch = images()
     assert torch.allclose(augment(batch, flip=1.0), batch.float().flip(3) / 255, atol=1e-5)
 
 

@@ -38,9 +38,8 @@ def test_killed_and_resumed(method: str, number: signal.Signals, tmp_path: Path)
     subprocess.run(command(tmp_path / "whole", method), check=True, capture_output=True)
     kills = 0
     for delay in (0.0, 0.15, 0.4, 0.7):
-        process = subprocess.Popen(
-            command(tmp_path / "parts", method), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command(tmp_path / "parts", method), **pipes)
         ready = tmp_path / "parts" / "last.ckpt"
         while not ready.exists() and process.poll() is None:
             time.sleep(0.01)
