@@ -5,10 +5,12 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from spectral_kernels.files import lock
 from spectral_kernels.training import checkpoint
 
 
@@ -72,3 +74,8 @@ def said_by(child: int, reading: int) -> str:
         said = file.read()
     os.waitpid(child, 0)
     return said
+
+
+def is_held(folder: Path) -> bool:
+    """As another process sees it."""
+    return "FolderInUse" in said_by(*in_a_child(lambda: [lock._held.clear(), lock.hold(folder)]))

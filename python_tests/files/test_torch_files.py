@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same
+from helpers import Reduced, assert_same
 
 from spectral_kernels.files.embeddings import open_embeddings
 from spectral_kernels.files.reading import FileError
@@ -24,16 +24,6 @@ class Storage:
 
     def __init__(self, identity: Any) -> None:
         self.identity = identity
-
-
-class Rebuilt:
-    """What is rebuilt by some arguments as it is read."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __reduce__(self) -> Any:
-        return torch._utils._rebuild_tensor_v2, self.arguments
 
 
 class Pickler(pickle.Pickler):
@@ -60,10 +50,14 @@ def archive(value: Any, members: dict[str, bytes] | None = None, compression: in
     return out.getvalue()
 
 
+def rebuilt(*arguments: Any) -> Reduced:
+    return Reduced(torch._utils._rebuild_tensor_v2, arguments)
+
+
 def tensor(
     storage: Any = None, offset: Any = 0, shape: Any = (3, 2), strides: Any = (2, 1), hooks: Any = None
-) -> Rebuilt:
-    return Rebuilt(identity() if storage is None else storage, offset, shape, strides, False, hooks or OrderedDict())
+) -> Reduced:
+    return rebuilt(identity() if storage is None else storage, offset, shape, strides, False, hooks or OrderedDict())
 
 
 def test_the_archive_of_these_tests_is_one(tmp_path: Path) -> None:
@@ -92,7 +86,7 @@ BAD = {
     "a huge size": tensor(shape=(2**63, 2**63)),
     "a huge size of nothing": tensor(shape=(2**62, 2**62, 0), strides=(1, 1, 1), offset=2**40),
     "a text for an offset": tensor(offset="0"),
-    "no storage": Rebuilt("storage", 0, (3, 2), (2, 1), False, OrderedDict()),
+    "no storage": rebuilt("storage", 0, (3, 2), (2, 1), False, OrderedDict()),
     "a storage that is not there": tensor(identity("7")),
     "a storage of another size": tensor(identity(count=5)),
     "a storage of another type": tensor(identity(kind=torch.DoubleStorage)),
@@ -102,7 +96,7 @@ BAD = {
     "a number for a storage": tensor(identity(0)),
     "a storage by itself": identity(),
     "a type by itself": torch.FloatStorage,
-    "too few arguments": Rebuilt(identity(), 0),
+    "too few arguments": rebuilt(identity(), 0),
 }
 
 

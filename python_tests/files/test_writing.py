@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import in_a_child, said_by
+from helpers import in_a_child, is_held, said_by
 
 from spectral_kernels import cli
 from spectral_kernels.files import lock
@@ -146,16 +146,6 @@ def test_fields_of_another_type(value: object, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "a", {"step": value, "tensors": {}})
     with pytest.raises(CheckpointError, match="has a field 'step' that is a"):
         checkpoint.load(tmp_path / "a", FIELDS)
-
-
-def is_held(folder: Path) -> bool:
-    """As another process sees it."""
-
-    def work() -> None:
-        lock._held.clear()
-        lock.hold(folder)
-
-    return "FolderInUse" in said_by(*in_a_child(work))
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:

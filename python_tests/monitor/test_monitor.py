@@ -112,7 +112,7 @@ def test_a_resumed_run_goes_on_with_its_file(tmp_path: Path) -> None:
     for step in range(1, 31):
         first.observe(step, *rows(step))
     with path.open("ab") as file:  # damaged, and killed while it wrote
-        file.write(b"\0\0\0\xff\n" + b"x" + b"," * (len(COLUMNS) - 1) + b"\n35,0.1,3")
+        file.write(b"\0\0\0\xff\n" + b"x" + b"," * (len(COLUMNS) - 1) + b"\n3,0.1,3")
     second = sk.SpectrumMonitor(path, temperature=0.2, every=5)
     for step in range(21, 41):
         second.observe(step, *rows(step))
