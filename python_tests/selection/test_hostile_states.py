@@ -167,6 +167,9 @@ def test_entries_of_a_bank(name: str) -> None:
         rows = [state[name].clone() for _ in range(4)]
         rows[0][7], rows[1][7, 1], rows[2][3], rows[3][7] = NAN, float("inf"), 1.0, 0.0  # 3 is unseen, 7 is not
         wrong += [*rows, state[name].clone().requires_grad_()]
+    if name == "updated":  # at steps that have not been
+        seen = state[name] >= 0
+        wrong += [torch.where(seen, 2, -1), torch.where(seen, state[name], -2)]
     if name == "active":
         wrong += [torch.zeros(N, dtype=torch.bool), state[name] & (torch.arange(N) != 7)]
     bank = filled()
