@@ -4,6 +4,7 @@ import math
 import warnings
 from abc import abstractmethod
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,28 +27,14 @@ class _BankBatchSampler(BaseBatchSampler):
         self,
         bank: MemoryBank,
         batch_size: int,
-        *,
         min_seen: float,
-        drop_last: bool,
         replacement: bool,
-        seed: int,
-        num_replicas: int | None,
-        rank: int | None,
+        **shared: Any,
     ) -> None:
         if not isinstance(bank, MemoryBank):
             raise ValueError(f"bank must be a MemoryBank, got {type(bank).__name__}")
         min_seen = checks.share(min_seen, "min_seen")
-        super().__init__(
-            bank.n,
-            batch_size,
-            drop_last=drop_last,
-            replacement=replacement,
-            records=not replacement,
-            seed=seed,
-            num_replicas=num_replicas,
-            rank=rank,
-            bank=bank,
-        )
+        super().__init__(bank, batch_size, replacement=replacement, records=not replacement, **shared)
         self.bank, self.min_seen = bank, min_seen
         self._warned = False
 
@@ -62,16 +49,15 @@ class _BankBatchSampler(BaseBatchSampler):
             progress.left[progress.taken_rows(progress.batch).to(self.bank.device)] = False
 
     def _choose(self, progress: Progress, generator: torch.Generator) -> Tensor:
-        if self._is_cold(progress):
-            rows = self._in_turn(progress)
-            if not self.replacement:
-                rows = self._rows_left(progress)[: len(rows)]
-        elif self.replacement:
-            rows = self._select(progress, generator).cpu()
+        cold, left = self._is_cold(progress), progress.left
+        if self.replacement:
+            return self._in_turn(progress) if cold else self._select(progress, generator).cpu()
+        assert left is not None
+        if cold:
+            rows = progress.shard[left.cpu()[progress.shard]][: self._size(progress)]
         else:
-            rows = self._share_out(progress, generator).cpu()
-        if not self.replacement and progress.left is not None:
-            progress.left[rows.to(progress.left.device)] = False
+            rows = self._share_out(progress, left, generator).cpu()
+        left[rows.to(left.device)] = False
         return rows
 
     @abstractmethod
@@ -82,7 +68,7 @@ class _BankBatchSampler(BaseBatchSampler):
     def _select_from(self, order: Tensor, size: int, last: bool, generator: torch.Generator) -> Selection:
         """Rows of a batch, one of each stratum of an order; `last`: of the second half of the epoch's batches."""
 
-    def _share_out(self, progress: Progress, generator: torch.Generator) -> Tensor:
+    def _share_out(self, progress: Progress, left: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of a batch of a partition: like the rows left, but for what makes it more diverse (partition.py)."""
         rows = len(progress.shard)
         size, rows_left = self._size(progress), rows - progress.batch * self.batch_size
@@ -91,20 +77,19 @@ class _BankBatchSampler(BaseBatchSampler):
         if size == 0:
             return explored
         batches_left = -(-rows_left // self.batch_size)
-        order = self._order(progress, batches_left)
+        order = self._order(progress, left, batches_left)
         last = batches_left <= max(4, rows // self.batch_size // 2)
         spare = len(order) - size
         if 0 < spare < size and not self.drop_last:
             # the last batch is shorter, and the more at the mercy of its rows: it is chosen now, and this one is the others
             kept = self._select_from(order, spare, last, generator).indices
             order = order[~torch.isin(order, kept)]
-        selection = self._select_from(order, size, last, generator)
-        self.last_selection = selection
+        self.last_selection = selection = self._select_from(order, size, last, generator)
         return torch.cat((selection.indices, explored))
 
-    def _order(self, progress: Progress, batches_left: int) -> Tensor:
+    def _order(self, progress: Progress, left: Tensor, batches_left: int) -> Tensor:
         """Seen rows that are left, by commonness: looked at anew whenever half of the batches have gone."""
-        seen, orders = self.bank.seen if progress.left is None else self.bank.seen & progress.left, progress.orders
+        seen, orders = self.bank.seen & left, progress.orders
         if orders and batches_left & (batches_left - 1):
             order = orders[-1][1].to(self.bank.device)
             order = order[seen[order]]
@@ -116,22 +101,13 @@ class _BankBatchSampler(BaseBatchSampler):
         return order
 
     def _explored(self, progress: Progress, size: int, rows_left: int, generator: torch.Generator) -> Tensor:
-        """Random rows that have no embedding: their share of the batch, rounded up."""
-        unseen = self._unseen(progress)
-        fresh = -(-size * len(unseen) // rows_left)
-        return unseen[distinct_rows(len(unseen), fresh, generator).to(unseen.device)]
-
-    def _unseen(self, progress: Progress) -> Tensor:
-        """Rows left that have no embedding, those retired since the epoch began included."""
+        """Random rows left that have no embedding, those retired meanwhile too: their share of the batch, rounded up."""
         if self._is_full(progress):
             return torch.empty(0, dtype=torch.int64, device=self.bank.device)
         unseen = ~self.bank.seen
-        return (unseen if progress.left is None else unseen & progress.left).nonzero()[:, 0]
-
-    def _rows_left(self, progress: Progress) -> Tensor:
-        """Rows of the shard that may still be chosen, in the epoch's order."""
-        shard = progress.shard
-        return shard if progress.left is None else shard[progress.left.cpu()[shard]]
+        unseen = (unseen if progress.left is None else unseen & progress.left).nonzero()[:, 0]
+        fresh = -(-size * len(unseen) // rows_left)
+        return unseen[distinct_rows(len(unseen), fresh, generator).to(unseen.device)]
 
     def _is_full(self, progress: Progress) -> bool:
         """Whether all rows of the epoch have an embedding, as far as the counts tell: the bank is not scanned."""
@@ -226,9 +202,9 @@ class PoolBatchSampler(_BankBatchSampler):
         super().__init__(
             bank,
             batch_size,
-            min_seen=min_seen,
+            min_seen,
+            replacement,
             drop_last=drop_last,
-            replacement=replacement,
             seed=seed,
             num_replicas=num_replicas,
             rank=rank,
@@ -290,26 +266,15 @@ class GreedyBatchSampler(_BankBatchSampler):
         candidates: m, random rows looked at in each step; None looks at every row (without
             replacement of the step's stratum).
         objective: `"effective_rank"` or `"logdet"`.
-        min_seen: the bank is cold while less than this share of the shard's rows, or fewer than
-            batch_size, have an embedding.
-        replacement: see above.
-        drop_last: leave out an incomplete last batch, and the rows that do not deal out evenly over
-            the ranks. With replacement all batches are full, and it decides between floor and ceil
-            for their number.
-        seed: the same on every rank.
-        num_replicas, rank: None asks torch.distributed when they are needed; 1 and 0 without a process group.
+        min_seen, replacement, drop_last, seed, num_replicas, rank: as in `PoolBatchSampler`.
 
     Attributes:
-        sampler: the rows of the rank's shard, in the epoch's order.
-        coverage, visited: share of the rows handed out so far, and which, (n,) bool.
+        sampler, coverage, visited, selection_seconds: as in `PoolBatchSampler`.
         last_selection: what `greedy_select` returned for the last batch, of the rows built
             greedily; None where all were random.
-        selection_seconds: time spent in choosing batches so far.
 
     Raises:
-        ValueError: an argument out of range; batch_size above the rows of a shard, also as an epoch begins.
-        RuntimeError: while iterating, the process group is another than when the epoch began, or
-            without replacement a newer iteration has begun.
+        ValueError, RuntimeError: as in `PoolBatchSampler`.
     """
 
     def __init__(
@@ -329,9 +294,9 @@ class GreedyBatchSampler(_BankBatchSampler):
         super().__init__(
             bank,
             batch_size,
-            min_seen=min_seen,
+            min_seen,
+            replacement,
             drop_last=drop_last,
-            replacement=replacement,
             seed=seed,
             num_replicas=num_replicas,
             rank=rank,
@@ -350,8 +315,7 @@ class GreedyBatchSampler(_BankBatchSampler):
         size = self.batch_size - len(explored)
         if size == 0:
             return explored
-        selection = self._greedy_select(self.bank.embeddings, size, progress.within, generator)
-        self.last_selection = selection
+        self.last_selection = selection = self._greedy_select(self.bank.embeddings, size, progress.within, generator)
         return torch.cat((selection.indices, explored))
 
     def _select_from(self, order: Tensor, size: int, last: bool, generator: torch.Generator) -> Selection:

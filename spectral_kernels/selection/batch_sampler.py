@@ -44,17 +44,17 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
 
     def __init__(
         self,
-        n: int,
+        rows: int | MemoryBank,
         batch_size: int,
         *,
-        drop_last: bool,
         replacement: bool,
-        records: bool,
+        records: bool = False,
+        drop_last: bool,
         seed: int,
         num_replicas: int | None,
         rank: int | None,
-        bank: MemoryBank | None,
     ) -> None:
+        n, bank = (rows.n, rows) if isinstance(rows, MemoryBank) else (checks.integer(rows, "rows", 1), None)
         batch_size = checks.integer(batch_size, "batch_size", 1)
         seed = checks.integer(seed, "seed", 0)
         self.sampler = ShardSampler(n, num_replicas, rank, seed, drop_last, bank)
@@ -296,17 +296,8 @@ class RandomBatchSampler(BaseBatchSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        n = rows.n if isinstance(rows, MemoryBank) else checks.integer(rows, "rows", 1)
         super().__init__(
-            n,
-            batch_size,
-            drop_last=drop_last,
-            replacement=False,
-            records=False,
-            seed=seed,
-            num_replicas=num_replicas,
-            rank=rank,
-            bank=rows if isinstance(rows, MemoryBank) else None,
+            rows, batch_size, replacement=False, drop_last=drop_last, seed=seed, num_replicas=num_replicas, rank=rank
         )
 
     def _choose(self, progress: Progress, generator: torch.Generator) -> Tensor:

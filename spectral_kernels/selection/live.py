@@ -57,15 +57,7 @@ class LiveBatchSampler(BaseBatchSampler):
     ) -> None:
         pool = checks.integer(pool, "pool", 1)
         super().__init__(
-            rows.n if isinstance(rows, MemoryBank) else checks.integer(rows, "rows", 1),
-            batch_size,
-            drop_last=drop_last,
-            replacement=True,
-            records=False,
-            seed=seed,
-            num_replicas=num_replicas,
-            rank=rank,
-            bank=rows if isinstance(rows, MemoryBank) else None,
+            rows, batch_size, replacement=True, drop_last=drop_last, seed=seed, num_replicas=num_replicas, rank=rank
         )
         self.embed, self.pool = embed, pool
         self.candidates, self.objective = candidates, objective
