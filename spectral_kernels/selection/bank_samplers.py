@@ -23,14 +23,7 @@ from spectral_kernels.selection.sharding import derived_generator, distinct_rows
 class _BankBatchSampler(BaseBatchSampler):
     """A sampler that reads a bank: which rows are left to it, and what it does while the bank is cold."""
 
-    def __init__(
-        self,
-        bank: MemoryBank,
-        batch_size: int,
-        min_seen: float,
-        replacement: bool,
-        **shared: Any,
-    ) -> None:
+    def __init__(self, bank: MemoryBank, batch_size: int, min_seen: float, replacement: bool, **shared: Any) -> None:
         if not isinstance(bank, MemoryBank):
             raise ValueError(f"bank must be a MemoryBank, got {type(bank).__name__}")
         min_seen = checks.share(min_seen, "min_seen")
