@@ -17,14 +17,9 @@ from spectral_kernels import cli
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
 from spectral_kernels.files.writing import write_csv
 from spectral_kernels.ops.whitening import METHODS
+from spectral_kernels.theory.validation import power_law
 
 DOCS = Path(__file__).parent.parent / "docs"
-
-
-def power_law(rows: int, d: int, anisotropy: float, generator: torch.Generator) -> Tensor:
-    """Float64 rows whose covariance has eigenvalues k^-anisotropy."""
-    scale = torch.arange(1, d + 1, dtype=torch.float64).pow(-anisotropy / 2)
-    return torch.randn(rows, d, generator=generator, dtype=torch.float64) * scale
 
 
 def small_batches() -> None:
@@ -33,9 +28,9 @@ def small_batches() -> None:
     table = []
     for anisotropy in (0.0, 1.0):
         generator = torch.Generator().manual_seed(0)
-        many = float(sk.effective_rank(power_law(200_000, d, anisotropy, generator), order=2, unbiased=True))
+        many = float(sk.effective_rank(power_law(anisotropy, generator, 200_000, d), order=2, unbiased=True))
         for n in sizes:
-            z = power_law(n * repeats, d, anisotropy, generator).unflatten(0, (repeats, n))
+            z = power_law(anisotropy, generator, n * repeats, d).unflatten(0, (repeats, n))
             for name, unbiased in (("plain", False), ("unbiased", True)):
                 ranks = sk.effective_rank(z, order=2, unbiased=unbiased)
                 errors = sk.effective_rank_error(z, unbiased=unbiased)
@@ -57,9 +52,7 @@ def small_batches() -> None:
                 axis.plot(n, [r["median"] for r in rows], color=colour, label=name)
             axis.axhline(rows[0]["true"], color=BASELINE, ls=":", label="of 200,000 rows")
             axis.set_xscale("log", base=2)
-            axis.set_ylim(0, 2 * rows[0]["true"])
-            axis.set_title(f"R₂ of n rows, spectrum k^-{anisotropy:g}")
-            axis.set_xlabel("n")
+            axis.set(ylim=(0, 2 * rows[0]["true"]), title=f"R₂ of n rows, spectrum k^-{anisotropy:g}", xlabel="n")
             axis.legend()
         for name, colour in (("plain", COLOURS[1]), ("unbiased", COLOURS[0])):
             rows = [row for row in table if (row["anisotropy"], row["estimate"]) == (1.0, name)]
@@ -67,9 +60,7 @@ def small_batches() -> None:
             axes[2].plot(n, [row["scatter"] for row in rows], color=colour, label=f"{name}: seen")
             axes[2].plot(n, [row["jackknife"] for row in rows], "--", color=colour, label=f"{name}: jackknife")
         axes[2].set_xscale("log", base=2)
-        axes[2].set_yscale("log")
-        axes[2].set_title("Scatter and its estimate, k^-1")
-        axes[2].set_xlabel("n")
+        axes[2].set(yscale="log", title="Scatter and its estimate, k^-1", xlabel="n")
         axes[2].legend(fontsize=7)
         figure.suptitle(f"Effective rank of small batches, d = {d}: median and 68 % of 400 batches", x=0.01, ha="left")
 
@@ -80,10 +71,10 @@ def whitening() -> None:
     generator = torch.Generator().manual_seed(0)
     for n in (8, 16, 32, 64, 256, 1024, 4096):
         for kind in ("distinct", "duplicates"):
-            first = power_law(n, d, 2.0, generator)
+            first = power_law(2.0, generator, n, d)
             if kind == "duplicates":
                 first = first[torch.arange(n) % max(1, n // 8)]
-            z = torch.cat([first, first + 0.1 * power_law(n, d, 2.0, generator)])
+            z = torch.cat([first, first + 0.1 * power_law(2.0, generator, n, d)])
             for method in METHODS:
                 for temperature in (0.01, 0.1):
                     exact = _gradient(z, method, temperature)
@@ -113,8 +104,7 @@ def whitening() -> None:
                 for end, colour in (("largest", COLOURS[2]), ("smallest", BASELINE)):
                     label = f"{end} eigenvalue, {kind}"
                     axes[1, column].plot(n, [row[end] for row in here], style, color=colour, label=label)
-            axes[0, column].set_title(method)
-            axes[0, column].set_yscale("log")
+            axes[0, column].set(yscale="log", title=method)
             axes[1, column].set_xscale("log", base=2)
             axes[1, column].set_xlabel("pairs of views")
         axes[0, 0].set_ylabel("gradient's relative error")

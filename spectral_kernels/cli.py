@@ -14,6 +14,7 @@ from pathlib import Path
 import spectral_kernels
 from spectral_kernels import plots
 from spectral_kernels.commands import band, inspect, variance
+from spectral_kernels.figures import drawn
 from spectral_kernels.files import lock
 from spectral_kernels.files.reading import printable, shown
 from spectral_kernels.files.writing import sweep
@@ -219,13 +220,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     summary = report.summarise(records, config)
     files = report.write(out, records, summary, config, data.name)
     print(f"\n{report.table(summary, config, data.name)}\n")
-    picture = out / "comparison.png"
-    try:
-        plots.comparison(picture, records, summary, config, data.name)
-    except ModuleNotFoundError as error:  # the figures are there all the same
-        print(f"No picture: {error}")
-    else:
-        files.append(picture)
+    files += drawn(out / "comparison.png", lambda path: plots.comparison(path, records, summary, config, data.name))
     print(f"Took {time.monotonic() - began:.0f} s. Written: {', '.join(map(str, files))}")
 
 
@@ -240,8 +235,8 @@ def _variance(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    options = {name: getattr(arguments, name) for name in ("key", "subset", "temperature")}
-    inspect.run(arguments.file, arguments.out, **options)
+    given = arguments
+    inspect.run(given.file, given.out, key=given.key, subset=given.subset, temperature=given.temperature)
 
 
 def _open(arguments: argparse.Namespace, command: str, defaults: Sequence[str] = ()) -> tuple[Config, Path]:

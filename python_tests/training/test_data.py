@@ -8,8 +8,8 @@ import pytest
 import torch
 from training_helpers import blobs
 
+from spectral_kernels.optional import require
 from spectral_kernels.training import data
-from spectral_kernels.training.optional import require
 
 
 def idx(array: torch.Tensor) -> bytes:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from spectral_kernels import cli
+from spectral_kernels.optional import import_torchvision
 from spectral_kernels.training import data
-from spectral_kernels.training.optional import import_torchvision
 
 ROOT = Path(__file__).parents[2]
 SAID = "operator torchvision::nms does not exist"

@@ -3,18 +3,17 @@
 import time
 from pathlib import Path
 
+from spectral_kernels.figures import drawn
 from spectral_kernels.files.writing import write_csv
 from spectral_kernels.theory import figure
 from spectral_kernels.theory.validation import (
     BATCHES,
     KINDS,
-    TABLE_HEADER,
     TEMPERATURES,
     Setting,
     measure,
     selected_ranks,
     synthetic_settings,
-    table_rows,
     temperature_law,
     whitened_gradients,
 )
@@ -40,24 +39,19 @@ def run(config: Config, data: ImageData, out: Path) -> int:
     """Measure, print, write; the exit status."""
     began = time.monotonic()
     settings = list(synthetic_settings())
-    print(aligned(TABLE_HEADER, table_rows(settings)), flush=True)
+    print(_table(settings), flush=True)
     encoder = _encoder_settings(config, data)
     steps = config.train.steps
     print(f"\n{data.name}, {config.model.encoder}, before and after {steps} steps of SimCLR (one-way loss)\n")
-    print(aligned(TABLE_HEADER, table_rows(encoder)), flush=True)
+    print(_table(encoder), flush=True)
     print("\nwidth: median over the batches of the median upper/lower of an anchor.\n")
 
     law = temperature_law()
     print(f"Temperature: mean norm² falls as τ^{law.slope:.3f} at τ = {law.temperatures[-1]:g} (the law: -2).\n")
     print(_experiments(settings))
-    picture, numbers = out / "band.png", out / "band.csv"
+    numbers = out / "band.csv"
     write_csv(numbers, (_row(setting) for setting in [*settings, *encoder]))
-    files = [numbers]
-    try:
-        figure.band(picture, settings, encoder, law)
-        files.append(picture)
-    except ModuleNotFoundError as error:  # the figures are there all the same
-        print(f"No picture: {error}")
+    files = [numbers, *drawn(out / "band.png", lambda path: figure.band(path, settings, encoder, law))]
     print(f"Took {time.monotonic() - began:.0f} s. Written: {', '.join(map(str, files))}")
     outside = [setting for setting in [*settings, *encoder] if not setting.contained]
     for setting in outside:
@@ -73,6 +67,20 @@ def _encoder_settings(config: Config, data: ImageData) -> list[Setting]:
         pairs = embed(training, BATCHES)
         settings += [measure(name, pairs, temperature) for temperature in TEMPERATURES]
     return settings
+
+
+def _table(settings: list[Setting]) -> str:
+    header = ["batches", "temperature", "anchors", "R2", "mean norm²"]
+    header += [*(f"width, {kind}" for kind in KINDS), *(f"inside %, {kind}" for kind in KINDS)]
+    rows = [
+        [
+            setting.source, f"{setting.temperature:g}", str(setting.anchors), f"{setting.effective_rank:.1f}",
+            f"{setting.norm:.3g}", *(f"{setting.width[kind]:.3g}" for kind in KINDS),
+            *(f"{100 * count / setting.anchors:.2f}" for count in setting.inside.values()),
+        ]
+        for setting in settings
+    ]  # fmt: skip
+    return aligned(header, rows)
 
 
 def _experiments(settings: list[Setting]) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from spectral_kernels import checks
+from spectral_kernels.figures import drawn
 from spectral_kernels.files.embeddings import open_embeddings
-from spectral_kernels.files.reading import printable, shown
+from spectral_kernels.files.reading import shown
 from spectral_kernels.files.writing import replacing, write_csv
 from spectral_kernels.inspection.diagnosis import diagnose
 from spectral_kernels.ops._rows import NORM_FLOOR
@@ -30,15 +31,10 @@ def run(file: Path, out: Path, *, key: str | None, subset: int | None, temperatu
         checks.integer(subset, "--subset", 1, len(z))
     found = diagnose(z, temperature=temperature, progress=_show if sys.stderr is not None and sys.stderr.isatty() else None)
     print(found.table(shown(file)))
-    spectrum, picture = out / f"{file.stem}_spectrum.csv", out / f"{file.stem}_spectrum.png"
+    spectrum = out / f"{file.stem}_spectrum.csv"
     pairs = zip(found.spectrum.tolist(), found.centred_spectrum.tolist(), strict=True)
     write_csv(spectrum, ({"k": k, "eigenvalue": a, "centred": b} for k, (a, b) in enumerate(pairs, 1)))
-    files = [spectrum]
-    try:
-        found.plot(picture, shown(file.name))
-        files.append(picture)
-    except ModuleNotFoundError as error:
-        print(f"No picture: {printable(str(error))}")
+    files = [spectrum, *drawn(spectrum.with_suffix(".png"), lambda path: found.plot(path, shown(file.name)))]
     if subset is not None:
         files.append(out / f"{file.stem}_subset.npy")
         _write_subset(files[-1], z[:], subset)

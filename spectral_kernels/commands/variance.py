@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_kernels.figures import BASELINE, COLOURS, drawing
+from spectral_kernels.figures import BASELINE, COLOURS, drawing, drawn
 from spectral_kernels.files.writing import write_csv
 from spectral_kernels.training.compare import run_config
 from spectral_kernels.training.config import Config
@@ -38,22 +38,14 @@ def run(config: Config, data: ImageData, out: Path) -> None:
         found.append(at_fixed_parameters(plain))
         if steps - step >= STEPS:
             found.append(along_training(plain, whitened))
-    print(
-        f"{data.name}, {config.model.encoder}, batch {config.train.batch_size}, τ = {config.train.temperature:g}; ",
-        end="",
-    )
-    print("variance without / with whitening:\n")
+    settings = f"{config.model.encoder}, batch {config.train.batch_size}, τ = {config.train.temperature:g}"
+    print(f"{data.name}, {settings}; variance without / with whitening:\n")
     header = ["parameters", "from step", *LABELS.values(), "mean norm", "mean norm, whitened"]
     print(aligned(header, [_cells(one) for one in found]))
     print(f"\nAbove 1 whitening lowers it; published: {PUBLISHED}.")
-    numbers, picture = out / "variance.csv", out / "variance.png"
+    numbers = out / "variance.csv"
     write_csv(numbers, (_row(one) for one in found))
-    files = [numbers]
-    try:
-        _draw(picture, found, config)
-        files.append(picture)
-    except ModuleNotFoundError as error:
-        print(f"No picture: {error}")
+    files = [numbers, *drawn(out / "variance.png", lambda path: _draw(path, found, config))]
     print(f"Took {time.monotonic() - began:.0f} s. Written: {', '.join(map(str, files))}")
 
 

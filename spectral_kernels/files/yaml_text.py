@@ -1,7 +1,8 @@
 """YAML as plain values: no aliases, no key twice, nothing deep, and one error for whatever else is wrong."""
 
-import importlib
 from typing import Any
+
+from spectral_kernels.optional import require
 
 LIMIT = 2**16  # bytes of a settings file
 DEPTH = 20
@@ -14,7 +15,7 @@ def from_yaml(text: str) -> Any:
         ValueError: no YAML, an alias, a key that stands twice, nested deeper than `DEPTH`, a number of thousands of digits.
         ModuleNotFoundError: PyYAML is missing.
     """
-    yaml = importlib.import_module("yaml")
+    yaml = require("yaml", "reading a config", "PyYAML")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
         depth = 0

@@ -6,7 +6,6 @@ weights; what the logits say of m_q along the anchor is a hyperplane through it.
 farthest point from the positive (`ellipsoid.py`).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -62,17 +61,6 @@ class GradientBand(NamedTuple):
         return self.upper.mean()
 
 
-class _Part(NamedTuple):
-    """Fields of a `GradientBand` for some of its anchors."""
-
-    lower: Tensor
-    upper: Tensor
-    alignment: Tensor
-    negative_mass: Tensor
-    chi2: Tensor
-    negative_similarity: Tensor
-
-
 def chi_squared(weights: Tensor, negatives: Tensor, n: int) -> Tensor:
     """χ² = n·Σ(q_k − 1/n)² of the weights (a, N) of the negatives; the form that does not cancel."""
     return n * ((weights - 1 / n).square() * negatives).sum(-1)
@@ -92,25 +80,14 @@ def budget_left(chi2: Tensor, known: Tensor, axes: Tensor, rounding: float) -> T
     return ((chi2.sqrt() + rounding * (1 + chi2).sqrt()).square() - used).clamp(min=rounding**2)
 
 
-class _Unknown(NamedTuple):
-    """What is known of m_q − v₊ = y + x in the unknown directions: arguments of `squared_range`, and two balls.
+def _unknown_range(mean_left: Tensor, own_left: Tensor, **known: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of ‖m_q − v₊‖² in the unknown directions: those of `squared_range`, given what is `known`, and of two balls.
 
     mean_left, own_left: the most that ‖m_q‖ and what ‖v₊‖ is there.
     """
-
-    y: Tensor
-    axes: Tensor
-    budget: Tensor
-    normal: Tensor
-    offset: Tensor
-    error: Tensor
-    mean_left: Tensor
-    own_left: Tensor
-
-    def squared_range(self) -> tuple[Tensor, Tensor]:
-        low, high = squared_range(self.y, self.axes, self.budget, self.normal, self.offset, self.error)
-        low = torch.maximum(low, (self.own_left - self.mean_left).clamp(min=0).square())
-        return low, torch.minimum(high, (self.own_left + self.mean_left).square())
+    low, high = squared_range(**known)
+    low = torch.maximum(low, (own_left - mean_left).clamp(min=0).square())
+    return low, torch.minimum(high, (own_left + mean_left).square())
 
 
 def _rounding(d: int, temperature: float) -> float:
@@ -125,7 +102,8 @@ def _finish(low: Tensor, high: Tensor, rate_low: Tensor, rate_high: Tensor, roun
     return low.square(), high.square()
 
 
-def _from_logits(keys: Keys, part: slice, rank: int, temperature: float) -> _Part:
+def _from_logits(keys: Keys, part: slice, rank: int, temperature: float) -> tuple[Tensor, ...]:
+    """The first six fields of a `GradientBand`, for some of its anchors."""
     s = keys.similarities(part)
     u, own, n = keys.anchors[part], keys.own[part], keys.negatives
     rounding = _rounding(u.shape[1], temperature)
@@ -148,17 +126,17 @@ def _from_logits(keys: Keys, part: slice, rank: int, temperature: float) -> _Par
     length = u[:, rest].norm(dim=-1).clamp(min=1e-3)
     normal = u[:, rest] / length.unsqueeze(-1)
     offset = (along - (u[:, :rank] * known).sum(-1)) / length - (normal * mean[:, rest]).sum(-1)
-    unknown = _Unknown(
+    low, high = _unknown_range(
         y=mean[:, rest] - own[:, rest], axes=axes[rest], budget=budget, normal=normal, offset=offset,
         error=rounding / length, mean_left=(1 - known.square().sum(-1)).clamp(min=0).sqrt(),
         own_left=own[:, rest].norm(dim=-1),
     )  # fmt: skip
-    low, high = unknown.squared_range()
     lower, upper = _finish(base + low, base + high, mass / temperature, mass / temperature, rounding)
-    return _Part(lower, upper, alignment, mass, chi2, along)
+    return lower, upper, alignment, mass, chi2, along
 
 
-def _a_priori(keys: Keys, part: slice, temperature: float, hi: float) -> _Part:
+def _a_priori(keys: Keys, part: slice, temperature: float, hi: float) -> tuple[Tensor, ...]:
+    """The same from means and variances."""
     u, own, n = keys.anchors[part], keys.own[part], keys.negatives
     rounding = _rounding(u.shape[1], temperature)
     alignment = (u * own).sum(-1)
@@ -171,13 +149,12 @@ def _a_priori(keys: Keys, part: slice, temperature: float, hi: float) -> _Part:
     w_low, w_high = (torch.sigmoid(log_n + bound - alignment / temperature) for bound in (low1, high1))
     nothing = torch.zeros_like(chi2)
     axes = semi_axes(keys.eigenvalues, n, len(keys.rows))
-    unknown = _Unknown(
+    low, high = _unknown_range(
         y=mean - own, axes=axes, budget=budget_left(chi2, mean[:, :0], axes[:0], rounding),
         normal=torch.zeros_like(mean), offset=nothing, error=nothing, mean_left=nothing + 1, own_left=own.norm(dim=-1),
     )  # fmt: skip
-    low, high = unknown.squared_range()
     lower, upper = _finish(low, high, w_low / temperature, w_high / temperature, 2 * rounding)
-    return _Part(lower, upper, alignment, w_high, chi2, similarity)
+    return lower, upper, alignment, w_high, chi2, similarity
 
 
 def gradient_band(
@@ -222,29 +199,26 @@ def gradient_band(
     rank = checks.integer(rank, "rank", 0, query.shape[1])
     if kind == "a_priori" and rank:
         raise ValueError(f"rank goes with kind='logits', got rank = {rank} with kind='a_priori'")
-    if hi is not None and kind != "a_priori":
-        raise ValueError(f"hi goes with kind='a_priori', got hi = {hi} with kind={kind!r}")
     if hi is not None:
+        if kind != "a_priori":
+            raise ValueError(f"hi goes with kind='a_priori', got hi = {hi} with kind={kind!r}")
         hi = checks.number(hi, "hi", "between -1 and 1", lambda x: -1 <= x <= 1)
     for rows, name in ((query, "query"), (key, "key"), (queue, "queue")):
         if rows is not None:
             checks.finite_rows(rows, name)
     with torch.no_grad(), float64_needed("gradient_band", query.device):
         keys = gather_keys(query, key, queue, loss)
-        one: Callable[[slice], _Part]
         if kind == "logits":
-            one = lambda part: _from_logits(keys, part, rank, temperature)  # noqa: E731
+            parts = [_from_logits(keys, part, rank, temperature) for part in keys.chunks()]
         else:
-            one = lambda part: _a_priori(keys, part, temperature, 1.0 if hi is None else float(hi))  # noqa: E731
-        parts = [one(part) for part in keys.chunks()]
-        whole = _Part(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            parts = [_a_priori(keys, part, temperature, 1.0 if hi is None else hi) for part in keys.chunks()]
         values = keys.eigenvalues
-        tail = values[rank] if rank < len(values) else values.new_zeros(())
+        lower, upper, alignment, mass, chi2, similarity = map(torch.cat, zip(*parts, strict=True))
         return GradientBand(
-            **whole._asdict(),
-            tail_eigenvalue=tail,
+            lower, upper, alignment, mass, chi2, similarity,
+            tail_eigenvalue=values[rank] if rank < len(values) else values.new_zeros(()),
             spread=values.sum(),
             effective_rank=values.sum().square() / values.square().sum(),
             negatives=keys.negatives,
             temperature=temperature,
-        )
+        )  # fmt: skip

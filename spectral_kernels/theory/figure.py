@@ -34,22 +34,17 @@ def band(path: Path, settings: Sequence[Setting], encoder: Sequence[Setting], la
 
 def _settings(axis: Any, settings: Sequence[Setting]) -> None:
     place = {value: number for number, value in enumerate(f"k^-{a:g}" for a in ANISOTROPIES)}
-    for number, setting in enumerate(settings):
-        x = place[setting.source] * (len(TEMPERATURES) + 1) + TEMPERATURES.index(setting.temperature)
+    stride = len(TEMPERATURES) + 1
+    places = [place[s.source] * stride + TEMPERATURES.index(s.temperature) for s in settings]
+    for number, (x, setting) in enumerate(zip(places, settings, strict=True)):
         for kind, colour, width in (("rank 0", LIGHT, 9), (f"rank {RANK}", BLUE, 5)):
             ends = [setting.lower[kind], setting.upper[kind]]
             axis.plot([x, x], ends, color=colour, lw=width, solid_capstyle="butt", label=kind if number == 0 else None)
         axis.plot(x, setting.norm, "o", color=RED, ms=4, zorder=3, label="measured" if number == 0 else None)
-    width = len(TEMPERATURES) + 1
-    axis.set_yscale("log")
-    axis.set_xticks(
-        [place[s.source] * width + TEMPERATURES.index(s.temperature) for s in settings],
-        [f"{s.temperature:g}" for s in settings],
-    )
+    axis.set(yscale="log", xlabel="temperature τ", ylabel="mean ‖g‖² of 4096 anchors")
+    axis.set_xticks(places, [f"{s.temperature:g}" for s in settings])
     for name, number in place.items():
-        axis.text(number * width + 1.5, 1.01, f"spectrum {name}", transform=axis.get_xaxis_transform(), ha="center")
-    axis.set_xlabel("temperature τ")
-    axis.set_ylabel("mean ‖g‖² of 4096 anchors")
+        axis.text(number * stride + 1.5, 1.01, f"spectrum {name}", transform=axis.get_xaxis_transform(), ha="center")
     axis.legend(loc="lower right", ncols=3)
 
 
@@ -64,10 +59,8 @@ def _anchors(axis: Any, settings: Sequence[Setting]) -> None:
             0.02, 0.9 - 0.08 * number, f"{setting.source}: median width {setting.width[f'rank {RANK}']:.2f}",
             transform=axis.transAxes, color=colour,
         )  # fmt: skip
-    axis.set_yscale("log")
-    axis.set_title(f"A real encoder at τ = 0.2, band of rank {RANK}")
-    axis.set_xlabel("anchors, by their norm")
-    axis.set_ylabel("‖g‖²")
+    title = f"A real encoder at τ = 0.2, band of rank {RANK}"
+    axis.set(yscale="log", title=title, xlabel="anchors, by their norm", ylabel="‖g‖²")
     axis.legend(loc="lower right")
 
 
@@ -77,9 +70,6 @@ def _law(axis: Any, law: TemperatureLaw) -> None:
     last, temperature = law.norms[-1], law.temperatures[-1]
     line = [last * (temperature / t) ** 2 for t in law.temperatures]
     axis.plot(law.temperatures, line, ":", color=BASELINE, label="1/τ²")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_ylim(1e-4, 1e4)
+    axis.set(xscale="log", yscale="log", ylim=(1e-4, 1e4), xlabel="temperature τ")
     axis.set_title("The law of the temperature, isotropic batch")
-    axis.set_xlabel("temperature τ")
     axis.legend(loc="upper right")

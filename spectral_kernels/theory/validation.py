@@ -1,7 +1,7 @@
 """The bands against measured gradients: 16 synthetic settings, a real encoder, and three first experiments."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -52,10 +52,10 @@ class Setting:
         return all(count == self.anchors for count in self.inside.values())
 
 
-def power_law(anisotropy: float, generator: torch.Generator, rows: int = BATCH) -> Tensor:
+def power_law(anisotropy: float, generator: torch.Generator, rows: int = BATCH, d: int = DIM) -> Tensor:
     """(rows, d) float64 normal rows whose covariance has eigenvalues k^-anisotropy."""
-    scale = torch.arange(1, DIM + 1, dtype=torch.float64).pow(-anisotropy / 2)
-    return torch.randn(rows, DIM, generator=generator, dtype=torch.float64) * scale
+    scale = torch.arange(1, d + 1, dtype=torch.float64).pow(-anisotropy / 2)
+    return torch.randn(rows, d, generator=generator, dtype=torch.float64) * scale
 
 
 def synthetic_views(anisotropy: float, seed: int = 0) -> Iterator[Views]:
@@ -70,32 +70,23 @@ def synthetic_views(anisotropy: float, seed: int = 0) -> Iterator[Views]:
 
 def measure(source: str, batches: Iterable[Views], temperature: float) -> Setting:
     """Measured norms and every band of some batches, one-way InfoNCE."""
-    ranks, norms, ends = [], [], []
-    inside, widths = dict.fromkeys(KINDS, 0), {kind: list[float]() for kind in KINDS}
-    bounds = {kind: (list[Tensor](), list[Tensor]()) for kind in KINDS}
-    for query, key in batches:
-        query, key = query.double(), key.double()
-        measured = info_nce_grad_norms(query, key, temperature=temperature)
-        slack = RELATIVE * measured + ABSOLUTE
-        for kind, options in KINDS.items():
-            band = gradient_band(query, key, temperature=temperature, **options)  # type: ignore[arg-type]
-            inside[kind] += int(((band.lower - slack <= measured) & (measured <= band.upper + slack)).sum())
-            widths[kind].append(float((band.upper / band.lower).median()))
-            bounds[kind][0].append(band.lower)
-            bounds[kind][1].append(band.upper)
-        ranks.append(float(effective_rank(key, order=2)))
-        norms.append(measured)
-        ends.append(len(measured))
-    low = {kind: torch.cat(both[0]) for kind, both in bounds.items()}
-    high = {kind: torch.cat(both[1]) for kind, both in bounds.items()}
-    every, named = torch.cat(norms), f"rank {RANK}"
+    pairs = [(query.double(), key.double()) for query, key in batches]
+    norms = torch.cat([info_nce_grad_norms(*pair, temperature=temperature) for pair in pairs])
+    ranks = [float(effective_rank(key, order=2)) for _, key in pairs]
+    slack = RELATIVE * norms + ABSOLUTE
+    inside, width, lowers, uppers = dict[str, int](), dict[str, float](), dict[str, Tensor](), dict[str, Tensor]()
+    for kind, options in KINDS.items():
+        bands = [gradient_band(*pair, temperature=temperature, **options) for pair in pairs]  # type: ignore[arg-type]
+        low = lowers[kind] = torch.cat([band.lower for band in bands])
+        high = uppers[kind] = torch.cat([band.upper for band in bands])
+        inside[kind] = int(((low - slack <= norms) & (norms <= high + slack)).sum())
+        width[kind] = float(torch.tensor([float((band.upper / band.lower).median()) for band in bands]).median())
     return Setting(
-        source=source, temperature=temperature, anchors=sum(ends), effective_rank=sum(ranks) / len(ranks),
-        norm=float(every.mean()), inside=inside,
-        width={kind: float(torch.tensor(values).median()) for kind, values in widths.items()},
-        lower={kind: float(values.mean()) for kind, values in low.items()},
-        upper={kind: float(values.mean()) for kind, values in high.items()},
-        norms=every, lowers=low[named], uppers=high[named],
+        source=source, temperature=temperature, anchors=len(norms), effective_rank=sum(ranks) / len(ranks),
+        norm=float(norms.mean()), inside=inside, width=width,
+        lower={kind: float(values.mean()) for kind, values in lowers.items()},
+        upper={kind: float(values.mean()) for kind, values in uppers.items()},
+        norms=norms, lowers=lowers[f"rank {RANK}"], uppers=uppers[f"rank {RANK}"],
     )  # fmt: skip
 
 
@@ -185,21 +176,3 @@ def whitened_gradients(anisotropy: float = 2.0, temperature: float = 0.1, batche
         variances.append(float(torch.cat(gradients).var(0).sum()))
         uppers.append(upper)
     return WhitenedGradients((variances[0], variances[1]), (uppers[0], uppers[1]))
-
-
-def table_rows(settings: Sequence[Setting]) -> list[list[str]]:
-    """Cells for a terminal, a row a setting."""
-    return [
-        [
-            setting.source, f"{setting.temperature:g}", str(setting.anchors), f"{setting.effective_rank:.1f}",
-            f"{setting.norm:.3g}", *(f"{setting.width[kind]:.3g}" for kind in KINDS),
-            *(f"{100 * count / setting.anchors:.2f}" for count in setting.inside.values()),
-        ]
-        for setting in settings
-    ]  # fmt: skip
-
-
-TABLE_HEADER = [
-    "batches", "temperature", "anchors", "R2", "mean norm²", *(f"width, {kind}" for kind in KINDS),
-    *(f"inside %, {kind}" for kind in KINDS),
-]  # fmt: skip

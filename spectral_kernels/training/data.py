@@ -11,9 +11,9 @@ from torch import Tensor
 from spectral_kernels import checks
 from spectral_kernels.files.idx import read_idx
 from spectral_kernels.files.reading import shown
+from spectral_kernels.optional import import_torchvision, require
 from spectral_kernels.training import cifar
 from spectral_kernels.training.folder import imagenet100_classes, list_files, read_folder
-from spectral_kernels.training.optional import import_torchvision, require
 
 NAMES = ("fashion_mnist", "digits", "cifar10", "imagenet100", "folder")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"

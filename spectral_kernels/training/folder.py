@@ -19,8 +19,8 @@ from spectral_kernels import checks
 from spectral_kernels.files import lock
 from spectral_kernels.files.reading import FileError, opened, read_json, shown
 from spectral_kernels.files.writing import replacing, sweep, write_json
+from spectral_kernels.optional import require
 from spectral_kernels.training import pictures
-from spectral_kernels.training.optional import require
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 CORRUPT = ("refuse", "skip")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectral_kernels import checks
-from spectral_kernels.training.optional import import_torchvision
+from spectral_kernels.optional import import_torchvision
 
 ENCODERS = ("conv4", "resnet18", "resnet50")
 STEMS = ("cifar", "imagenet")

@@ -15,7 +15,6 @@ from spectral_kernels.files.reading import FileError, read_text, shown
 from spectral_kernels.files.yaml_text import LIMIT, from_yaml
 from spectral_kernels.training.augment import DEFAULTS, AugmentConfig
 from spectral_kernels.training.config import Config, flat
-from spectral_kernels.training.optional import require
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -64,7 +63,6 @@ def build_config(content: Mapping[str, Any]) -> Config:
 
 
 def _yaml(text: str, source: str) -> Any:
-    require("yaml", "reading a config", "PyYAML")
     try:
         return from_yaml(text)
     except ValueError as error:
