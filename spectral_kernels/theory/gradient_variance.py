@@ -30,6 +30,30 @@ class GradientVariance:
         return self.total / self.mean_norm**2 if self.mean_norm > 0 else 0.0
 
 
+class Gradients:
+    """Gradients that are added one by one, by Welford: the mean of squares minus the square of the mean would cancel."""
+
+    def __init__(self) -> None:
+        self._mean: Tensor | float = 0.0
+        self._squares = 0.0
+        self.norms: list[float] = []
+
+    def add(self, parts: Iterable[Tensor]) -> float:
+        """One gradient, all its parts; its norm."""
+        gradient = torch.cat([part.detach().reshape(-1).double() for part in parts])
+        self.norms.append(float(gradient.norm()))
+        step = gradient - self._mean
+        self._mean += step / len(self.norms)
+        self._squares += float(step @ (gradient - self._mean))
+        return self.norms[-1]
+
+    def variance(self) -> GradientVariance:
+        """Of at least two."""
+        count = len(self.norms)
+        norm_of_mean = float(torch.as_tensor(self._mean).norm())
+        return GradientVariance(self._squares / (count - 1), sum(self.norms) / count, norm_of_mean, tuple(self.norms))
+
+
 def gradient_variance(
     model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any]
 ) -> GradientVariance:
@@ -51,9 +75,7 @@ def gradient_variance(
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient")
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    size = sum(parameter.numel() for parameter in parameters)
-    mean = torch.zeros(size, dtype=torch.float64, device=parameters[0].device)
-    squares, norms = 0.0, []
+    found = Gradients()
     try:
         with torch.enable_grad():
             for count, batch in enumerate(batches):
@@ -62,18 +84,11 @@ def gradient_variance(
                     raise ValueError(f"loss must return a scalar, got shape {tuple(value.shape)}")
                 parts = torch.autograd.grad(value, parameters, allow_unused=True)
                 filled = (torch.zeros_like(p) if g is None else g for g, p in zip(parts, parameters, strict=True))
-                gradient = torch.cat([part.detach().reshape(-1).double() for part in filled])
-                norm = float(gradient.norm())
-                if not norm < float("inf"):
+                if not found.add(filled) < float("inf"):
                     raise ValueError(f"the gradient of batch {count} holds NaN or Inf")
-                # Welford: the mean of squares minus the square of the mean would cancel
-                step = gradient - mean
-                mean += step / (count + 1)
-                squares += float(step @ (gradient - mean))
-                norms.append(norm)
     finally:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    if len(norms) < 2:
-        raise ValueError(f"batches must hold at least 2, got {len(norms)}")
-    return GradientVariance(squares / (len(norms) - 1), sum(norms) / len(norms), float(mean.norm()), tuple(norms))
+    if len(found.norms) < 2:
+        raise ValueError(f"batches must hold at least 2, got {len(found.norms)}")
+    return found.variance()

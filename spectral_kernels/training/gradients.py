@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 import spectral_kernels as sk
+from spectral_kernels.theory.gradient_variance import Gradients
 from spectral_kernels.training.callbacks import Callback
 from spectral_kernels.training.loop import Run
 
 STEPS = 50  # the paper's variance is over 50 steps
 
 
-def draw_views(run: Run, batches: int, seed: int = 0) -> Iterator[Tensor]:
+def draw_views(run: Run, batches: int) -> Iterator[Tensor]:
     """Two augmented views (2B, C, H, W), the first ones first, of `batches` random batches; always the same ones."""
-    generator = torch.Generator(run.device).manual_seed(seed)
+    generator = torch.Generator(run.device).manual_seed(0)
     for _ in range(batches):
         rows = torch.randperm(len(run.pool), generator=generator, device=run.device)[: run.config.train.batch_size]
         yield run.augment(run.pool[rows].repeat(2, 1, 1, 1), generator)
@@ -62,53 +63,40 @@ class Comparison:
         }
 
 
-def at_fixed_parameters(run: Run, method: str = "cholesky") -> Comparison:
+def at_fixed_parameters(run: Run) -> Comparison:
     """The same parameters and the same 50 batches, without and with whitening before the loss."""
     run.model.train()
-    modules: list[nn.Module] = [nn.Identity(), sk.Whitening(run.config.model.dim, method=method).to(run.device)]
-    measured = []
-    for module in modules:
-        uppers: list[float] = []
+    whitening = sk.Whitening(run.config.model.dim).to(run.device)
+    return Comparison("fixed", run.step, _measured(run, nn.Identity()), _measured(run, whitening))
 
-        def loss(model: nn.Module, views: Tensor, module: nn.Module = module, uppers: list[float] = uppers) -> Tensor:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
-                projections = model(views)
-            first, second = module(projections.float()).chunk(2)
-            uppers.append(_upper(run, first, second))
-            return sk.nt_xent(first, second, temperature=run.config.train.temperature)
 
-        variance = sk.gradient_variance(run.model, loss, draw_views(run, STEPS))
-        measured.append(Measured(variance, sum(uppers) / len(uppers)))
-    return Comparison("fixed", run.step, *measured)
+def _measured(run: Run, module: nn.Module) -> Measured:
+    """With a module between the projections and the loss."""
+    uppers: list[float] = []
+
+    def loss(model: nn.Module, views: Tensor) -> Tensor:
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
+            projections = model(views)
+        first, second = module(projections.float()).chunk(2)
+        uppers.append(_upper(run, first, second))
+        return sk.nt_xent(first, second, temperature=run.config.train.temperature)
+
+    variance = sk.gradient_variance(run.model, loss, draw_views(run, STEPS))
+    return Measured(variance, sum(uppers) / len(uppers))
 
 
 class _Window(Callback):
     """Gradients of consecutive steps, while the parameters move."""
 
     def __init__(self) -> None:
-        self.mean: Tensor | None = None
-        self.squares = 0.0
-        self.norms: list[float] = []
+        self.gradients = Gradients()
         self.uppers: list[float] = []
 
     def step(self, run: Run) -> None:
         assert run.last is not None
-        parts = [p.grad.detach().reshape(-1).double() for p in run.model.parameters() if p.grad is not None]
-        gradient = torch.cat(parts)
-        mean = torch.zeros_like(gradient) if self.mean is None else self.mean
-        self.norms.append(float(gradient.norm()))
-        self.mean = mean + (gradient - mean) / len(self.norms)
-        self.squares += float((gradient - mean) @ (gradient - self.mean))
-        if len(self.norms) % 10 == 1:  # the bound is dearer than the step
+        self.gradients.add(p.grad for p in run.model.parameters() if p.grad is not None)
+        if len(self.gradients.norms) % 10 == 1:  # the bound is dearer than the step
             self.uppers.append(_upper(run, run.last.first, run.last.second))
-
-    def measured(self) -> Measured:
-        assert self.mean is not None
-        count = len(self.norms)
-        variance = sk.GradientVariance(
-            self.squares / (count - 1), sum(self.norms) / count, float(self.mean.norm()), tuple(self.norms)
-        )
-        return Measured(variance, sum(self.uppers) / len(self.uppers))
 
 
 def along_training(plain: Run, whitened: Run) -> Comparison:
@@ -117,7 +105,7 @@ def along_training(plain: Run, whitened: Run) -> Comparison:
     for run in (plain, whitened):
         window = _Window()
         run.advance(run.step + STEPS, [window])
-        measured.append(window.measured())
+        measured.append(Measured(window.gradients.variance(), sum(window.uppers) / len(window.uppers)))
     return Comparison("along", step, *measured)
 
 
