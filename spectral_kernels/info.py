@@ -172,38 +172,27 @@ def _section_libraries(library: dict[str, Any]) -> Iterator[str]:
     yield from _section_library(library)
     yield ""
     yield "CUDA library (backend cuda)"
-    yield from _section_cuda_library(library["cuda"])
+    yield from _section_library(library["cuda"], cuda=True)
 
 
-def _kept(library: dict[str, Any]) -> Iterator[str]:
-    """Said where the last build failed and left the library of an earlier one, or where its description is broken."""
+def _section_library(library: dict[str, Any], *, cuda: bool = False) -> Iterator[str]:
+    if not library["built"]:
+        yield f"  not built: {library['reason']}"
+        return
+    # the last build failed and left the library of an earlier one, or its description is broken
     if "kept" in library:
         yield f"  KEPT from an earlier build, maybe of other sources; the last one failed: {library['kept']}"
     if "reason" in library:
         yield f"  how it was built is not known: {library['reason']}"
-
-
-def _section_library(library: dict[str, Any]) -> Iterator[str]:
-    if not library["built"]:
-        yield f"  not built: {library['reason']}"
-        return
-    yield from _kept(library)
-    yield f"  built with {library['compiler']}"
+    made_for = f" for {', '.join(map(str, library['architectures']))}" if cuda else ""
+    yield f"  built with {library['compiler']}{made_for}"
     yield f"  against    torch {library['torch']}; for any Python 3 and torch {TESTED_TORCH[0]} or newer"
-    yield f"  flags      {' '.join(map(str, library['flags']))}"
-    for isa, flags in library["isa_flags"].items():
-        yield f"  {isa + ' files':<15} {' '.join(map(str, flags))}"
-    yield "  loaded" if library["loaded"] else f"  NOT LOADED: {library['error']}"
-
-
-def _section_cuda_library(cuda: dict[str, Any]) -> Iterator[str]:
-    if not cuda["built"]:
-        yield f"  not built: {cuda['reason']}"
-        return
-    yield from _kept(cuda)
-    yield f"  built with {cuda['compiler']} for {', '.join(map(str, cuda['architectures']))}"
-    yield f"  against    torch {cuda['torch']}; for any Python 3 and torch {TESTED_TORCH[0]} or newer"
-    yield "  loaded" if cuda["loaded"] else f"  not loaded: {cuda['error']}"
+    if not cuda:
+        yield f"  flags      {' '.join(map(str, library['flags']))}"
+        for isa, flags in library["isa_flags"].items():
+            yield f"  {isa + ' files':<15} {' '.join(map(str, flags))}"
+    not_loaded = "not loaded" if cuda else "NOT LOADED"
+    yield "  loaded" if library["loaded"] else f"  {not_loaded}: {library['error']}"
 
 
 def _section_cpu(cpu: dict[str, Any]) -> Iterator[str]:
