@@ -11,10 +11,14 @@ from spectral_kernels import checks
 from spectral_kernels.selection.memory_bank import MemoryBank
 
 
+def hashed_seed(key: str) -> int:
+    """A seed from a hash of the key, so that neighbouring keys share nothing."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
+
+
 def derived_generator(*key: int) -> torch.Generator:
-    """CPU generator seeded by a hash of the key, so that neighbouring keys share nothing."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    """CPU generator for a key."""
+    return torch.Generator().manual_seed(hashed_seed(repr(key)))
 
 
 def distinct_rows(n: int, k: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,5 @@
 """The batch sampler of a strategy, and the seeds of a run."""
 
-import hashlib
 from collections.abc import Callable
 
 from torch import Tensor
@@ -12,13 +11,13 @@ from spectral_kernels.selection import (
     PoolBatchSampler,
     RandomBatchSampler,
 )
+from spectral_kernels.selection.sharding import hashed_seed
 from spectral_kernels.training.config import Config, Strategy
 
 
 def derive_seed(seed: int, purpose: str) -> int:
     """A seed of its own for each purpose, so that no two streams share their numbers."""
-    digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return hashed_seed(f"{seed} {purpose}")
 
 
 def make_sampler(
