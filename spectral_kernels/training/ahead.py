@@ -25,12 +25,11 @@ class Ahead:
     """
 
     def __init__(self, choose: Callable[[], Chosen], device: torch.device) -> None:
-        self.choose, self.pending = choose, None
+        self.choose = choose
+        self.pending: Chosen | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="selection")
         self._future: Future[Chosen] | None = None
-
-    pending: Chosen | None
 
     def take(self) -> Chosen:
         """The next batch, made now if it was not before."""
@@ -40,16 +39,12 @@ class Ahead:
 
     def start(self) -> None:
         """Begin to make the next batch."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="selection")
-        if self._stream is None:
-            self._future = self._pool.submit(self.choose)
-        else:
+        if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-            self._future = self._pool.submit(self._choose_on_stream, self._stream)
+        self._future = self._pool.submit(self._choose)
 
-    def _choose_on_stream(self, stream: torch.cuda.Stream) -> Chosen:
-        with torch.cuda.stream(stream):
+    def _choose(self) -> Chosen:
+        with torch.cuda.stream(self._stream):  # of None this does nothing
             return self.choose()  # its rows are on the host: nothing is left to run on the stream
 
     def settle(self) -> None:

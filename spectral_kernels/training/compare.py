@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,12 @@ class Comparison:
         self.data = data.to(pick_device(config.train.device))
         self.folder = folder
         self._lock = None if folder is None else lock.hold(folder)
-        self._shared: dict[str, Any] = {}
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """What all runs share; made only where one is to be run."""
+        normalize = Normalize(self.data.train_images)
+        return {"normalize": normalize, "evaluator": Evaluator(self.data, self.config.evaluate, normalize)}
 
     def records(self, callbacks: Sequence[Callback] = ()) -> list[RunRecord]:
         """Run what is missing; the records of all runs, seed by seed."""
@@ -103,7 +109,8 @@ class Comparison:
                     (folder / "last.ckpt").unlink(missing_ok=True)
 
     def _take_turns(self, names: list[str], seed: int, callbacks: Sequence[Callback]) -> list[Run]:
-        runs = [self._open(name, seed) for name in names]
+        configs = (run_config(self.config, name, seed) for name in names)
+        runs = [Run(one, self.data, self._folder(one.selection.strategy, seed), **self._shared) for one in configs]
         for run in runs:
             for callback in callbacks:
                 callback.opened(run)
@@ -121,13 +128,6 @@ class Comparison:
 
     def _folder(self, name: str, seed: int) -> Path | None:
         return None if self.folder is None else self.folder / f"{name}-seed{seed}"
-
-    def _open(self, name: str, seed: int) -> Run:
-        if not self._shared:
-            normalize = Normalize(self.data.train_images)
-            evaluator = Evaluator(self.data, self.config.evaluate, normalize)
-            self._shared = {"normalize": normalize, "evaluator": evaluator}
-        return Run(run_config(self.config, name, seed), self.data, self._folder(name, seed), **self._shared)
 
     def _finished(self, name: str, seed: int) -> RunRecord | None:
         """The record of a run that was finished before."""

@@ -66,12 +66,6 @@ def _at_least(section: str, low: float, most: float = MOST, **values: float | No
             raise ValueError(f"{section}.{name} must be at {bound}, got {checks.shortened(value)}")
 
 
-def _above(section: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{section}.{name} must be a finite number above 0, got {checks.shortened(value)}")
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """name, root, download, fallback, size, corrupt, workers: see `data.load`. long_tail, duplicates: see
@@ -96,8 +90,7 @@ class DataConfig:
         _at_least("data", 8, 4096, size=self.size)
         _at_least("data", 1, 1024, workers=self.workers)
         _at_least("data", 1, long_tail=self.long_tail)
-        if not 0 <= self.duplicates < 1:
-            raise ValueError(f"data.duplicates must be in [0, 1), got {self.duplicates!r}")
+        checks.number(self.duplicates, "data.duplicates", "in [0, 1)", lambda x: 0 <= x < 1)
 
 
 @dataclass(frozen=True)
@@ -125,8 +118,7 @@ class MoCoConfig:
 
     def __post_init__(self) -> None:
         _at_least("moco", 2, queue=self.queue)
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"moco.momentum must be in [0, 1], got {self.momentum!r}")
+        checks.number(self.momentum, "moco.momentum", "in [0, 1]", lambda x: 0 <= x <= 1)
 
 
 @dataclass(frozen=True)
@@ -146,11 +138,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         checks.one_of(self.name, "optimizer.name", ("sgd", "lars", "adamw"))
-        _above("optimizer", lr=self.lr, eta=self.eta)
+        checks.positive(self.lr, "optimizer.lr")
+        checks.positive(self.eta, "optimizer.eta")
         _at_least("optimizer", 0, weight_decay=self.weight_decay)
         for name in ("warmup", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optimizer.{name} must be in [0, 1), got {getattr(self, name)!r}")
+            checks.number(getattr(self, name), f"optimizer.{name}", "in [0, 1)", lambda x: 0 <= x < 1)
 
 
 @dataclass(frozen=True)
@@ -172,8 +164,7 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         _at_least("selection", 1, 2**16, draws=self.draws, live_pool=self.live_pool)
-        if not 0 <= self.min_seen <= 1:
-            raise ValueError(f"selection.min_seen must be in [0, 1], got {self.min_seen!r}")
+        checks.number(self.min_seen, "selection.min_seen", "in [0, 1]", lambda x: 0 <= x <= 1)
         if self.window is not None and not 0 < self.window[0] <= self.window[1] < math.inf:
             raise ValueError(f"selection.window must be (low, high) with 0 < low <= high, got {self.window!r}")
         self.parsed()
@@ -229,7 +220,9 @@ class TrainConfig:
                 "train.batch_size must be a multiple of train.accumulate, and at least twice it, "
                 f"got {self.batch_size} and {self.accumulate}"
             )
-        _above("train", seconds=self.seconds, temperature=self.temperature)
+        if self.seconds is not None:
+            checks.positive(self.seconds, "train.seconds")
+        checks.positive(self.temperature, "train.temperature")
         checks.one_of(self.method, "train.method", ("simclr", "moco"))
         if self.whiten is not None:
             checks.one_of(self.whiten, "train.whiten", METHODS)
@@ -274,8 +267,8 @@ class CompareConfig:
         for seed in self.seeds:
             _at_least("compare", 0, seeds=seed)
         for name, value in (("target_share", self.target_share), ("target", self.target)):
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"compare.{name} must be above 0 and at most 1, got {value!r}")
+            if value is not None:
+                checks.number(value, f"compare.{name}", "above 0 and at most 1", lambda x: 0 < x <= 1)
 
 
 @dataclass(frozen=True)
@@ -296,14 +289,11 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, what YAML, JSON and a checkpoint can hold."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        return asdict(self, dict_factory=_plain)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,10 +26,7 @@ class Evaluator:
         rows = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))
         rows = rows[: config.train_images].to(data.train_labels.device)
         self.train, self.train_labels = data.train_images[rows], data.train_labels[rows]
-        self.test, self.test_labels = (
-            data.test_images[: config.test_images],
-            data.test_labels[: config.test_images],
-        )
+        self.test, self.test_labels = (part[: config.test_images] for part in (data.test_images, data.test_labels))
         self.normalize, self.l2 = normalize, config.l2
 
     def __call__(self, encoder: nn.Module, *, amp: bool = False) -> dict[str, float]:
@@ -93,9 +90,7 @@ def knn_accuracy(
         ValueError: features or labels that do not fit, a k outside [1, N], temperature not above 0, a NaN
             or Inf row.
     """
-    _check_features(train, "train", train_labels)
-    _check_features(test, "test", test_labels)
-    checks.same_features(train, "train", test, "test")
+    _check_features(train, train_labels, test, test_labels)
     checks.positive(temperature, "temperature")
     for count in k:
         checks.integer(count, "k", 1, len(train))
@@ -140,9 +135,7 @@ def linear_probe_accuracy(
     Raises:
         ValueError: features or labels that do not fit, l2 below 0, max_iterations below 1, a NaN or Inf row.
     """
-    _check_features(train, "train", train_labels)
-    _check_features(test, "test", test_labels)
-    checks.same_features(train, "train", test, "test")
+    _check_features(train, train_labels, test, test_labels)
     if not l2 >= 0:
         raise ValueError(f"l2 must be at least 0, got {l2!r}")
     checks.integer(max_iterations, "max_iterations", 1)
@@ -186,10 +179,11 @@ def fit_logistic_regression(x: Tensor, labels: Tensor, l2: float, max_iterations
     return (vectors * scale) @ solution[:-1], solution[-1]
 
 
-def _check_features(z: Tensor, name: str, labels: Tensor) -> None:
-    checks.floating(z, name, ndim=2)
-    if labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
-        raise ValueError(
-            f"{name}_labels must be int64 of shape ({len(z)},), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
-    checks.finite_rows(z, name)
+def _check_features(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> None:
+    for z, name, labels in ((train, "train", train_labels), (test, "test", test_labels)):
+        checks.floating(z, name, ndim=2)
+        if labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
+            found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise ValueError(f"{name}_labels must be int64 of shape ({len(z)},), got {found}")
+        checks.finite_rows(z, name)
+    checks.same_features(train, "train", test, "test")

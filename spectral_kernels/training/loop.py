@@ -19,7 +19,7 @@ from spectral_kernels.training.callbacks import Callback
 from spectral_kernels.training.clock import PARTS, Clock
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import ImageData, training_pool
-from spectral_kernels.training.evaluate import Evaluator
+from spectral_kernels.training.evaluate import Evaluator, features
 from spectral_kernels.training.moco import MoCo, forward_moco
 from spectral_kernels.training.samplers import derive_seed, make_sampler
 from spectral_kernels.training.simclr import (
@@ -148,13 +148,8 @@ class Run:
 
     def _embed(self, rows: Tensor) -> Tensor:
         """Embeddings of rows of the pool as the model is now, without augmentation."""
-        images = self.augment.normalize(self.pool[rows.to(self.device)])
-        training = self.model.training
-        self.model.eval()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            z: Tensor = self.model(images.to(memory_format=self.augment.format))
-        self.model.train(training)
-        return z.float()
+        images = self.pool[rows.to(self.device)]
+        return features(self.model, images, self.augment.normalize, amp=self.amp, chunk=len(rows))
 
     def _choose(self) -> Chosen:
         return Chosen(next(self._batches), self.sampler.last_selection is not None)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-from types import TracebackType
 from typing import Any
 
 from spectral_kernels.training.callbacks import Callback
@@ -35,30 +34,24 @@ class Progress(Callback):
             self._bar = tqdm(total=total, bar_format=layout, dynamic_ncols=True, smoothing=0.05)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def opened(self, run: Run) -> None:
-        """A run goes on from where it stopped before."""
         if run.step:
             self._add(run.step if self._per_step else run.elapsed)
             state = "finished before" if run.finished else f"going on at step {run.step}"
             self._say(f"{self._name(run)}: {state}")
 
     def skipped(self, record: RunRecord) -> None:
-        """A run was finished before."""
         self._add(self._each)
         self._say(f"{record.strategy}, seed {record.seed}: finished before")
 
     def step(self, run: Run) -> None:
-        """A step was made."""
         self._add(1 if self._per_step else sum(run.steps[-1][-3:]))
 
     def evaluated(self, run: Run) -> None:
-        """An evaluation was made."""
         row = run.evaluations[-1]
         self._say(
             f"{self._name(run)}: step {run.step}, {run.elapsed:.1f} s, "

@@ -21,6 +21,7 @@ from spectral_kernels.training.config import Config
 from spectral_kernels.training.evaluate import METRICS
 
 FEW_SEEDS = 5
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,15 @@ class Summary:
     strategies: list[StrategySummary]
 
 
-def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Estimate:
+def bootstrap(values: Sequence[float]) -> Estimate:
     """Mean of `values` and its 95 % percentile-bootstrap interval; deterministic."""
     values = [float(value) for value in values]
     mean = statistics.fmean(values)
     if len(values) == 1:
         return Estimate(mean, None, None, values)
-    draw = random.Random(seed)
-    means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(resamples))
-    return Estimate(mean, means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))], values)
+    draw = random.Random(0)
+    means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return Estimate(mean, means[round(0.025 * (RESAMPLES - 1))], means[round(0.975 * (RESAMPLES - 1))], values)
 
 
 def target_accuracy(records: Iterable[RunRecord], config: Config) -> float:
@@ -171,17 +172,10 @@ def format_estimate(estimate: Estimate | None, digits: int, scale: float = 1.0, 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Plain text columns: the first to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def line_of(cells: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
-
-    return "\n".join([line_of(header), "  ".join("-" * width for width in widths), *map(line_of, lines[1:])])
+    rows = list(rows)
+    first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
+    lines = (header, ["-" * width for width in (first, *others)], *rows)
+    return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]).rstrip() for line in lines)
 
 
 def table(summary: Summary, config: Config, dataset: str) -> str:

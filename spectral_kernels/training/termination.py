@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from spectral_kernels.training.callbacks import Callback
 from spectral_kernels.training.loop import Run
@@ -19,7 +18,7 @@ class _Stopping(Callback):
     def __init__(self) -> None:
         self.asked = False
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
+    def ask(self, *_: object) -> None:
         self.asked = True
 
     def step(self, run: Run) -> None:
