@@ -65,15 +65,8 @@ def _accuracy(axes: Any, records: Sequence[RunRecord], summary: Summary, colours
     axes.axhline(untrained, color="black", linestyle=":", linewidth=1, label=f"untrained encoder, {untrained:.1f} %")
     for strategy in summary.strategies:
         if strategy.time_to_target is not None:
-            place = strategy.time_to_target.mean
-            axes.plot(
-                place,
-                target,
-                marker="v",
-                color=colours[strategy.strategy],
-                markersize=8,
-                markeredgecolor="white",
-            )
+            style = {"marker": "v", "markersize": 8, "markeredgecolor": "white", "color": colours[strategy.strategy]}
+            axes.plot(strategy.time_to_target.mean, target, **style)
     axes.set(title="Linear probe accuracy", xlabel="training wall-clock, s (evaluation excluded)", ylabel="%")
     axes.set_xlim(left=0)
     axes.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="none")

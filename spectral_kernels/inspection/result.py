@@ -97,10 +97,7 @@ class Diagnosis:
                 share = values / values.sum().clamp(min=1e-300)
                 axis.plot(k, share.clamp(min=1e-12).tolist(), style, color=colour, label=label)
             axis.axhline(1 / self.dim, color=BASELINE, lw=0.8, ls=":", label="isotropic")
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            axis.set_xlabel("k")
-            axis.set_ylabel("λₖ / Σλ")
+            axis.set(xscale="log", yscale="log", xlabel="k", ylabel="λₖ / Σλ")
             axis.legend()
             figure.suptitle(f"{name}: {self.rows:,} rows × {self.dim}", x=0.01, ha="left")
         return path

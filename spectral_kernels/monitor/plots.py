@@ -78,25 +78,19 @@ def _band(axis: Any, columns: dict[str, list[float]]) -> None:
     steps = columns["step"]
     axis.fill_between(steps, columns["lower"], columns["upper"], color=LIGHT, alpha=0.6, lw=0, label="band")
     axis.plot(steps, columns["norm"], color=RED, label="measured")
-    axis.set_yscale("log")
-    axis.set_title("Mean ‖∂L/∂u‖² of the anchors")
+    axis.set(yscale="log", title="Mean ‖∂L/∂u‖² of the anchors")
     axis.legend()
 
 
 def _spectrum(figure: Any, axis: Any, steps: list[float], spectra: list[list[float]]) -> None:
-    floor = 1e-6
-    image = [[max(value, floor) for value in row] for row in spectra]
-    last = len(image[0])
     edges = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
     edges = [2 * steps[0] - edges[0], *edges, 2 * steps[-1] - edges[-1]]
-    rows = list(map(list, zip(*image, strict=True)))
-    mesh = axis.pcolormesh(
-        edges, [i + 0.5 for i in range(last + 1)], rows, norm="log", vmin=1e-4, cmap="cividis", rasterized=True
-    )
+    rows = [[max(value, 1e-6) for value in column] for column in zip(*spectra, strict=True)]
+    places = [i + 0.5 for i in range(len(rows) + 1)]
+    mesh = axis.pcolormesh(edges, places, rows, norm="log", vmin=1e-4, cmap="cividis", rasterized=True)
     axis.grid(visible=False)
     axis.invert_yaxis()
-    axis.set_title("Spectrum λ/Σλ, by rank")
-    axis.set_xlabel("step")
+    axis.set(title="Spectrum λ/Σλ, by rank", xlabel="step")
     figure.colorbar(mesh, ax=axis)
 
 
@@ -110,9 +104,7 @@ def _factors(axis: Any, columns: dict[str, list[float]]) -> None:
         (concentration, ":", BASELINE, "concentration χ²/(χ² + 1)"),
     ):
         axis.plot(steps, values, style, color=colour, label=label)
-    axis.set_ylim(-0.02, 1.05)
-    axis.set_title("Why: the factors of the norm")
-    axis.set_xlabel("step")
+    axis.set(ylim=(-0.02, 1.05), title="Why: the factors of the norm", xlabel="step")
     axis.legend()
 
 
