@@ -189,11 +189,9 @@ def finite_rows(z: Tensor, name: str) -> None:
 
 def bad_row(bad: Tensor, name: str) -> None:
     """Raise for the first True of a mask (..., n) of bad rows."""
-    *batch, row = (int(i) for i in bad.nonzero()[0])
-    flat = 0
-    for size, index in zip(bad.shape[:-1], batch, strict=True):
-        flat = flat * size + index
-    where = f"batch {flat} row {row}" if math.prod(bad.shape[:-1]) > 1 else f"row {row}"
+    batches = bad.reshape(-1, bad.shape[-1])
+    batch, row = batches.nonzero()[0].tolist()
+    where = f"batch {batch} row {row}" if len(batches) > 1 else f"row {row}"
     raise ValueError(f"{name} {where} holds NaN or Inf")
 
 

@@ -234,10 +234,7 @@ def _drawn_rows(
     gathered = torch.arange(len(numbers), device=shard.device)
     place = torch.empty_like(gathered)
     place[row_keys(numbers, total, seed).argsort()] = row_keys(gathered, len(numbers), seed).argsort()
-    rows, held = (
-        torch.empty_like(rows).index_copy(0, place, rows),
-        torch.empty_like(numbers).index_copy(0, place, numbers),
-    )
+    rows, held = (torch.empty_like(part).index_copy(0, place, part) for part in (rows, numbers))
     chosen = op("greedy_select")(
         rows.unsqueeze(0), place[torch.searchsorted(numbers, start)], place[torch.searchsorted(numbers, draws)], None,
         seed, k, objective, True, choose("greedy_select", rows.device, None),

@@ -97,7 +97,7 @@ class _Archive:
             raise NotPlain("it is no archive of torch.save")
         self._file, self._archive = file, archive
         self._folder = pickles[0].removesuffix("data.pkl")
-        order = self._entry("byteorder", 16) if self._has("byteorder") else b"little"
+        order = self._entry("byteorder", 16) if f"{self._folder}byteorder" in names else b"little"
         if order not in (b"little", b"big"):
             raise NotPlain("an unknown order of bytes")
         self._swapped = order.decode() != sys.byteorder
@@ -114,9 +114,6 @@ class _Archive:
         }
         value = read_pickled(self._entry("data.pkl", LIMIT), known, self._storage, lenient=lenient)
         return as_tree(value, lambda one: one if lenient and isinstance(one, Opaque) else _only_places(one))
-
-    def _has(self, name: str) -> bool:
-        return f"{self._folder}{name}" in self._archive.NameToInfo
 
     def _entry(self, name: str, limit: int) -> bytes:
         with self._archive.open(f"{self._folder}{name}") as entry:
