@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -65,10 +64,8 @@ STACK_LIMIT = 512
 
 def kernel_modules() -> list[ModuleType]:
     """Every module of the package that holds Triton kernels, or calls that launch them."""
-    paths = sorted((ROOT / "spectral_kernels").rglob("*.py"))
-    paths = [
-        path for path in paths if re.search(r"^@triton\.jit|^def aot_calls\(", path.read_text("utf-8"), re.MULTILINE)
-    ]
+    holds = re.compile(r"^@triton\.jit|^def aot_calls\(", re.MULTILINE)
+    paths = sorted(p for p in (ROOT / "spectral_kernels").rglob("*.py") if holds.search(p.read_text("utf-8")))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
     return [importlib.import_module(name) for name in names]
 
@@ -92,14 +89,9 @@ def key_of(record: Record) -> str:
     return f"{record.kernel.fn.__name__}({' '.join(tensors)}) {' '.join(constants)} {warps}"
 
 
-def shipped_kernels(module: ModuleType) -> Iterator[Any]:
-    for name, value in vars(module).items():
-        if (
-            isinstance(value, triton.JITFunction)
-            and name.endswith("_kernel")
-            and value.fn.__module__ == module.__name__
-        ):
-            yield value
+def shipped_kernels(module: ModuleType) -> list[Any]:
+    own = [value for name, value in vars(module).items() if name.endswith("_kernel")]
+    return [it for it in own if isinstance(it, triton.JITFunction) and it.fn.__module__ == module.__name__]
 
 
 def collect() -> tuple[dict[str, Record], list[str]]:
@@ -126,12 +118,16 @@ def collect() -> tuple[dict[str, Record], list[str]]:
     return variants, complaints
 
 
+def said(tool: str, *arguments: str) -> str:
+    """What one of the tools that come with Triton prints."""
+    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
 def disassemble(cubin: str) -> list[tuple[str, bool]]:
     """Opcodes of a cubin in order, each with whether it stands in a loop."""
-    listing = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
     labels: dict[str, int] = {}
     instructions: list[str] = []
-    for line in listing.splitlines():
+    for line in said("nvdisasm", "-c", cubin).splitlines():
         if label := re.match(r"(\.L\w+):", line.strip()):
             labels[label[1]] = len(instructions)
         elif instruction := re.search(r"/\*[0-9a-f]+\*/\s+(.*?);", line):
@@ -165,9 +161,7 @@ def compile_variant(record: Record, architecture: int) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        listing = subprocess.run(
-            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        listing = said("cuobjdump", "-res-usage", file.name)
         more = loads_and_matrices(file.name)
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", listing)}
     return {"registers": found["REG"], "stack": found["STACK"], "shared": int(compiled.metadata.shared), **more}
@@ -190,10 +184,8 @@ def compile_cuda() -> tuple[str, dict[str, dict[str, Usage | str]]]:
             target = f"{folder}/{source.stem}.o"
             command = setup.cuda_command(source, tools, cuda, (*cuda.architectures, "90a"))
             setup.run([*command, "-o", target], f"csrc/{source.name}")
-            listing = subprocess.run(
-                [TOOLS / "cuobjdump", "-res-usage", target], capture_output=True, text=True, check=True
-            )
-            names = subprocess.run(["c++filt"], input=listing.stdout, capture_output=True, text=True, check=True).stdout
+            listing = said("cuobjdump", "-res-usage", target)
+            names = subprocess.run(["c++filt"], input=listing, capture_output=True, text=True, check=True).stdout
             architecture = ""
             for line in names.splitlines():
                 if found := re.match(r"arch = sm_(\w+)", line):

@@ -10,24 +10,20 @@ from torch import Tensor
 import spectral_kernels as sk
 
 
-def _close(ours: Callable[[], Tensor], exact: Callable[[], Tensor], tolerance: float) -> Callable[[], None]:
-    def check() -> None:
-        error = worst_relative(ours(), exact())
-        assert error <= tolerance, f"relative error {error:.1e} above {tolerance:.0e}"
-
-    return check
-
-
 def eager_covariance(z: Tensor) -> Tensor:
     x = torch.nn.functional.normalize(z)
     x = x - x.mean(0)
     return x.T @ x / len(x)
 
 
-def gathered_rank(pool: Tensor, indices: Tensor) -> Tensor:
-    x = torch.nn.functional.normalize(pool[indices], dim=-1)
+def eager_rank(z: Tensor) -> Tensor:
+    x = torch.nn.functional.normalize(z, dim=-1)
     moment = x.mT @ x
     return moment.diagonal(dim1=-2, dim2=-1).sum(-1).square() / moment.square().sum((-2, -1))
+
+
+def gathered_rank(pool: Tensor, indices: Tensor) -> Tensor:
+    return eager_rank(pool[indices])
 
 
 def gathered_entropy_rank(pool: Tensor, indices: Tensor) -> Tensor:
@@ -46,9 +42,8 @@ def eager_pool_selection(pool: Tensor, size: int, draws: int, generator: torch.G
 def eager_whitening(z: Tensor) -> Tensor:
     x = z - z.mean(0)
     c = x.T @ x / len(x)
-    level = c.diagonal().mean()
-    factor = torch.linalg.cholesky(c * (1 - 1e-4) + 1e-4 * level * torch.eye(len(c)))
-    return torch.linalg.solve_triangular(factor, x.T, upper=False).T
+    c = c * (1 - 1e-4) + 1e-4 * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(c)[0], x.T, upper=False).T
 
 
 def eager_coding_rate(z: Tensor) -> Tensor:
@@ -72,32 +67,43 @@ def _both_passes(call: Callable[..., Tensor], *inputs: Tensor, grad: Tensor | No
     return run
 
 
+def _job(
+    name: str,
+    ours: Callable[[], Tensor],
+    others: dict[str, Callable[[], object]],
+    exact: Callable[[], Tensor],
+    tolerance: float,
+    bars: dict[str, float],
+    **more: float,
+) -> Job:
+    """A job whose result is compared with an exact one."""
+
+    def check() -> None:
+        error = worst_relative(ours(), exact())
+        assert error <= tolerance, f"relative error {error:.1e} above {tolerance:.0e}"
+
+    return Job(name, {"spectral_kernels": ours, **others}, check, bars, **more)
+
+
 def jobs() -> Iterator[Job]:
     generator = torch.Generator().manual_seed(0)
     for n in (4096, 65536):
         z = torch.randn(n, 128, generator=generator)
-
-        def ours(z: Tensor = z) -> Tensor:
-            return sk.covariance(z, normalize=True)
-
-        yield Job(
+        yield _job(
             f"normalise, centre, covariance {n}x128",
-            {
-                "spectral_kernels": ours,
-                "torch, eager": lambda z=z: eager_covariance(z),
-                "torch.cov alone": lambda z=z: torch.cov(z.T),
-            },
-            _close(ours, lambda z=z: eager_covariance(z.double()), 1e-5),
+            lambda z=z: sk.covariance(z, normalize=True),
+            {"torch, eager": lambda z=z: eager_covariance(z), "torch.cov alone": lambda z=z: torch.cov(z.T)},
+            lambda z=z: eager_covariance(z.double()),
+            1e-5,
             {"torch, eager": 4.0, "torch.cov alone": 3.0} if n == 65536 else {"torch.cov alone": 2.0},
         )
     wide = torch.randn(16384, 2048, generator=generator)
-    yield Job(
+    yield _job(
         "normalise, centre, covariance 16384x2048",
-        {
-            "spectral_kernels": lambda: sk.covariance(wide, normalize=True),
-            "torch.cov alone": lambda: torch.cov(wide.T),
-        },
-        _close(lambda: sk.covariance(wide, normalize=True), lambda: eager_covariance(wide.double()), 1e-5),
+        lambda: sk.covariance(wide, normalize=True),
+        {"torch.cov alone": lambda: torch.cov(wide.T)},
+        lambda: eager_covariance(wide.double()),
+        1e-5,
         {"torch.cov alone": 1.6},
     )
     pool = torch.randn(65536, 128, generator=generator)
@@ -106,71 +112,64 @@ def jobs() -> Iterator[Job]:
         (2.0, "torch, gather and bmm", gathered_rank),
         (1.0, "torch, gather, bmm and eigvalsh", gathered_entropy_rank),
     ):
-
-        def rank(order: float = order) -> Tensor:
-            return sk.batch_effective_rank(pool, indices, order=order)
-
-        yield Job(
+        yield _job(
             f"batch_effective_rank, order {order:g}, 64 batches of 256x128",
-            {"spectral_kernels": rank, label: lambda eager=eager: eager(pool, indices)},
-            _close(rank, lambda eager=eager: eager(pool.double(), indices), 1e-5),
+            lambda order=order: sk.batch_effective_rank(pool, indices, order=order),
+            {label: lambda eager=eager: eager(pool, indices)},
+            lambda eager=eager: eager(pool.double(), indices),
+            1e-5,
             {label: 2.0} if order == 2 else {},
         )
     yield from pool_jobs(pool)
     unit = torch.nn.functional.normalize(pool[indices], dim=-1)
     stack = unit.mT @ unit / 256
-
-    def entropy_ranks() -> Tensor:
-        return sk.effective_rank(unit, order=1, normalize=False)
-
-    yield Job(
+    yield _job(
         "effective_rank, order 1, 64 batches of 256x128",
-        {
-            "spectral_kernels": entropy_ranks,
-            "torch.linalg.eigvalsh of the matrices": lambda: torch.linalg.eigvalsh(stack),
-        },
-        _close(entropy_ranks, lambda: gathered_entropy_rank(pool.double(), indices), 1e-5),
+        lambda: sk.effective_rank(unit, order=1, normalize=False),
+        {"torch.linalg.eigvalsh of the matrices": lambda: torch.linalg.eigvalsh(stack)},
+        lambda: gathered_entropy_rank(pool.double(), indices),
+        1e-5,
         {"torch.linalg.eigvalsh of the matrices": 3.0},
     )
     z = torch.randn(4096, 128, generator=generator)
     grad = torch.randn(4096, 128, generator=generator)
-    whiten = _both_passes(sk.whiten, z, grad=grad)
-    yield Job(
+    yield _job(
         "whiten 4096x128, forward and backward",
-        {"spectral_kernels": whiten, "torch, eager Cholesky": _both_passes(eager_whitening, z, grad=grad)},
-        _close(whiten, _both_passes(eager_whitening, z.double(), grad=grad.double()), 1e-3),
+        _both_passes(sk.whiten, z, grad=grad),
+        {"torch, eager Cholesky": _both_passes(eager_whitening, z, grad=grad)},
+        _both_passes(eager_whitening, z.double(), grad=grad.double()),
+        1e-3,
         {"torch, eager Cholesky": 2.0},
     )
     for n, d in ((4096, 128), (256, 1024)):
         rows = torch.randn(n, d, generator=generator)
-        rate = _both_passes(sk.coding_rate, rows)
-        yield Job(
+        yield _job(
             f"coding_rate {n}x{d}, forward and backward",
-            {"spectral_kernels": rate, "torch, eager logdet": _both_passes(eager_coding_rate, rows)},
-            _close(rate, _both_passes(eager_coding_rate, rows.double()), 1e-4),
+            _both_passes(sk.coding_rate, rows),
+            {"torch, eager logdet": _both_passes(eager_coding_rate, rows)},
+            _both_passes(eager_coding_rate, rows.double()),
+            1e-4,
             {"torch, eager logdet": 2.0},
         )
     z0, z1 = torch.randn(512, 128, generator=generator), torch.randn(512, 128, generator=generator)
-    loss = _both_passes(sk.nt_xent, z0, z1)
-    yield Job(
+    yield _job(
         "nt_xent 2x512x128, forward and backward",
-        {"spectral_kernels": loss, "torch, eager": _both_passes(eager_nt_xent, z0, z1)},
-        _close(loss, _both_passes(eager_nt_xent, z0.double(), z1.double()), 1e-4),
+        _both_passes(sk.nt_xent, z0, z1),
+        {"torch, eager": _both_passes(eager_nt_xent, z0, z1)},
+        _both_passes(eager_nt_xent, z0.double(), z1.double()),
+        1e-4,
         {},
     )
     query, key = torch.randn(4096, 128, generator=generator), torch.randn(4096, 128, generator=generator)
-
-    def norms() -> Tensor:
-        return sk.info_nce_grad_norms(query, key, temperature=0.1)
-
-    yield Job(
+    yield _job(
         "info_nce_grad_norms, B = 4096, d = 128",
+        lambda: sk.info_nce_grad_norms(query, key, temperature=0.1),
         {
-            "spectral_kernels": norms,
             "torch, autograd": lambda: autograd_norms(query, key),
             "torch, SDPA with V = K": lambda: attention_norms(query, key),
         },
-        _close(norms, lambda: autograd_norms(query.double(), key.double()), 1e-4),
+        lambda: autograd_norms(query.double(), key.double()),
+        1e-4,
         {"torch, autograd": 4.0, "torch, SDPA with V = K": 0.95},
     )
     yield from bank_jobs(generator)
@@ -235,14 +234,13 @@ def bank_jobs(generator: torch.Generator) -> Iterator[Job]:
         most_mb=64.0,
     )
 
-    def covariance() -> Tensor:
-        return sk.covariance(bank, normalize=True)
-
     label = f"torch, a product of half its size, 2048x2048 by {right.shape[1]}"
-    yield Job(
+    yield _job(
         "normalise, centre, covariance 1281167x128",
-        {"spectral_kernels": covariance, label: lambda: left @ right},
-        _close(covariance, lambda: bank_covariance(bank), 1e-5),
+        lambda: sk.covariance(bank, normalize=True),
+        {label: lambda: left @ right},
+        lambda: bank_covariance(bank),
+        1e-5,
         {label: 0.6},
         most_mb=64.0,
     )

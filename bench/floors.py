@@ -34,17 +34,13 @@ class Work:
     launches: int = 1
     steps: int = 0
 
-    def times(self, gpu: Gpu) -> dict[str, float]:
-        """Seconds by what takes them."""
-        return {
+    def floor(self, gpu: Gpu) -> tuple[float, str]:
+        """Seconds, and what takes them."""
+        times = {
             "memory": self.bytes / gpu.bandwidth,
             self.arithmetic: self.flops / gpu.rates[self.arithmetic],
             "launches": self.launches * gpu.launch,
             "steps": self.steps * gpu.step,
         }
-
-    def floor(self, gpu: Gpu) -> tuple[float, str]:
-        """Seconds, and what takes them."""
-        times = self.times(gpu)
         limit = max(times, key=lambda name: times[name])
         return times[limit], limit

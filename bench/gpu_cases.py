@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from bench_greedy import logdet
 from bench_ops import (
     attention_norms,
     autograd_norms,
     eager_covariance,
     eager_nt_xent,
+    eager_rank,
+    eager_whitening,
     gathered_entropy_rank,
     gathered_rank,
 )
@@ -118,18 +121,14 @@ def covariance_cases(tiny: bool) -> Iterator[Case]:
 
 
 def rank_cases(tiny: bool) -> Iterator[Case]:
-    def order2(z: Tensor) -> Tensor:
-        moment = torch.nn.functional.normalize(z).mT @ torch.nn.functional.normalize(z)
-        return moment.diagonal().sum().square() / moment.square().sum()
-
     for n in (4096, 65536):
         yield Case(
             f"effective_rank order 2 {n}x128 fp32",
             rows(96 if tiny else n, 128),
             lambda z: sk.effective_rank(z, order=2),
-            order2,
+            eager_rank,
             Work(4 * n * 128, 3 * triangle(n, 128), "bf16"),
-            exact=lambda z: order2(z.double()),
+            exact=lambda z: eager_rank(z.double()),
         )
     for d, order, goal in ((128, 2.0, 8.0), (1024, 2.0, None), (128, 1.0, None)):
         eager = gathered_rank if order == 2 else gathered_entropy_rank
@@ -174,12 +173,6 @@ def rank_cases(tiny: bool) -> Iterator[Case]:
 
 
 def whitening_cases(tiny: bool) -> Iterator[Case]:
-    def eager(z: Tensor) -> Tensor:
-        x = z - z.mean(0)
-        c = x.T @ x / len(x)
-        c = c * (1 - 1e-4) + 1e-4 * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
-        return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(c)[0], x.T, upper=False).T
-
     def both(call: Call) -> Call:
         def run(z: Tensor, weight: Tensor) -> Tensor:
             leaf = z.detach().requires_grad_()
@@ -193,9 +186,9 @@ def whitening_cases(tiny: bool) -> Iterator[Case]:
         "whiten 4096x128 fp32",
         rows(*size),
         lambda z: sk.whiten(z),
-        eager,
+        eager_whitening,
         Work(2 * 4 * 4096 * d, 3 * half, "bf16", 3, d),
-        exact=lambda z: eager(z.double()),
+        exact=lambda z: eager_whitening(z.double()),
         routes={"triton": lambda z: sk.whiten(z, backend=other(z, "triton"))},
         compiled=False,
         allowed=2e-5,
@@ -204,9 +197,9 @@ def whitening_cases(tiny: bool) -> Iterator[Case]:
         "whiten 4096x128 fp32, forward and backward",
         rows(*size, count=2),
         both(lambda z: sk.whiten(z)),
-        both(eager),
+        both(eager_whitening),
         Work(5 * 4 * 4096 * d, 5 * 3 * half, "bf16", 7, 2 * d),
-        exact=lambda z, weight: both(eager)(z.double(), weight.double()),
+        exact=lambda z, weight: both(eager_whitening)(z.double(), weight.double()),
         compiled=False,
         allowed=1e-4,
         goal=90.0,
@@ -240,10 +233,6 @@ def greedy_cases(tiny: bool) -> Iterator[Case]:
     def reached(inputs: Inputs, chosen: Tensor) -> float:
         return float(sk.effective_rank(inputs[0][chosen].double(), order=2))
 
-    def logdet(inputs: Inputs, chosen: Tensor) -> float:
-        x = torch.nn.functional.normalize(inputs[0][chosen].double())
-        return float(torch.logdet(torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + 1e3 * x.mT @ x))
-
     for n, m, objective, goal in (
         (4096, None, "effective_rank", 260.0),
         (6144, None, "effective_rank", None),
@@ -272,7 +261,7 @@ def greedy_cases(tiny: bool) -> Iterator[Case]:
                 for backend in (("cuda", "triton") if n <= 6144 else ())
             },
             compiled=False,
-            score=logdet if objective == "logdet" else reached,
+            score=(lambda inputs, chosen: logdet(inputs[0][chosen])) if objective == "logdet" else reached,
             # draws differ; by log-determinant the second pick is decided by rounding
             share=0.95 if m is not None else 0.995 if objective == "logdet" else 0.999,
             goal=goal,
@@ -284,9 +273,6 @@ def loss_cases(tiny: bool) -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         item, name = dtype.itemsize, dtype_name(dtype)
         unit = "fp32" if item == 4 else "bf16"
-
-        def loss(z0: Tensor, z1: Tensor) -> Tensor:
-            return eager_nt_xent(z0, z1)
 
         def both(call: Call) -> Call:
             def run(z0: Tensor, z1: Tensor) -> Tensor:
@@ -300,17 +286,17 @@ def loss_cases(tiny: bool) -> Iterator[Case]:
             f"nt_xent 2x4096x128 {name}",
             rows(*b, dtype=dtype, count=2),
             lambda z0, z1: sk.nt_xent(z0, z1),
-            loss,
+            eager_nt_xent,
             Work(2 * item * 4096 * d, flops, unit),
-            exact=lambda z0, z1: loss(z0.double(), z1.double()),
+            exact=lambda z0, z1: eager_nt_xent(z0.double(), z1.double()),
         )
         yield Case(
             f"nt_xent 2x4096x128 {name}, forward and backward",
             rows(*b, dtype=dtype, count=2),
             both(lambda z0, z1: sk.nt_xent(z0, z1)),
-            both(loss),
+            both(eager_nt_xent),
             Work(4 * item * 4096 * d, 3 * flops, unit, 2),
-            exact=lambda z0, z1: both(loss)(z0.double(), z1.double()),
+            exact=lambda z0, z1: both(eager_nt_xent)(z0.double(), z1.double()),
             allowed=1e-5 if item == 4 else 1e-2,
             compiled=False,
         )

@@ -80,7 +80,7 @@ def time_job(job: Job, repeats: int) -> list[Row]:
     demands = _demands(job, ours)
     rows = []
     for label, values in times.items():
-        p20, p50, p80 = (_quantile(values, q) for q in (0.2, 0.5, 0.8))
+        p20, p50, p80 = (quantile(values, q) for q in (0.2, 0.5, 0.8))
         objective = None if job.objective is None else job.objective(reached[label])
         asked = demands if label == first else ()
         rows.append(Row(job.name, label, p20, p50, p80, p50 / ours, job.bars.get(label), objective, asked))
@@ -123,7 +123,7 @@ def _turn(call: Callable[[], object]) -> float:
     return statistics.median(seconds)
 
 
-def _quantile(values: Sequence[float], q: float) -> float:
+def quantile(values: Sequence[float], q: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from table import as_table, between_marks
 
 from spectral_kernels.figures import BASELINE, COLOURS, drawing
 from spectral_kernels.files.writing import write_csv, write_text
@@ -26,9 +27,10 @@ from spectral_kernels.training.clock import PARTS
 from spectral_kernels.training.compare import Comparison, RunRecord
 from spectral_kernels.training.config import Config
 from spectral_kernels.training.data import load
+from spectral_kernels.training.evaluate import METRICS
 from spectral_kernels.training.loop import Run
 from spectral_kernels.training.progress import Progress
-from spectral_kernels.training.report import bootstrap, first_reach, target_accuracy
+from spectral_kernels.training.report import RESAMPLES, bootstrap, first_reach, format_estimate, target_accuracy
 from spectral_kernels.training.settings import read_config
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +59,7 @@ def cell_rows(record: RunRecord) -> list[dict[str, Any]]:
             "step": done, "seconds": round(sum(parts.values()), 4),
             **{part: round(seconds, 4) for part, seconds in parts.items()}, "suspended": done - len(kept),
             "effective_rank": round(statistics.fmean(ranks), 4) if ranks else "",
-            **{metric: round(evaluation[metric], 5) for metric in ("linear", "knn20", "knn200")},
+            **{metric: round(evaluation[metric], 5) for metric in METRICS},
         })  # fmt: skip
     return rows
 
@@ -160,17 +162,13 @@ def overhead_table() -> str:
     with OVERHEAD.open(newline="") as file:
         rows = list(csv.DictReader(file))
     cells = {(row["strategy"], row["beside"]): row for row in rows}
-    lines = [
-        "| strategy | chosen in the step, % longer | chosen while the step before trains, % longer |",
-        "| --- | --- | --- |",
-    ]
-    for name in OVERHEAD_STRATEGIES[1:]:
-        lines.append(f"| {name} | {cells[name, '0']['longer']} | {cells[name, '1']['longer']} |")
+    header = ["strategy", "chosen in the step, % longer", "chosen while the step before trains, % longer"]
+    lines = [[name, *(cells[name, beside]["longer"] for beside in "01")] for name in OVERHEAD_STRATEGIES[1:]]
     usual = cells["random", "0"]
     return (
         f"{usual['steps']} steps of random batches, {float(usual['ms']):.0f} ms each on {usual['threads']} thread of a machine "
         "with two cores, against as many of equal work; all in one process, in turns of ten steps "
-        "(`bench/study.py overhead`).\n\n" + "\n".join(lines) + "\n"
+        "(`bench/study.py overhead`).\n\n" + as_table(header, lines)
     )
 
 
@@ -215,23 +213,20 @@ def _line(name: str, own: Sequence[RunRecord], usual: Sequence[RunRecord], targe
     final = bootstrap([record.evaluations[-1]["linear"] for record in own])
     whole = sum(record.evaluations[-1]["seconds"] for record in own)
     half = [row["effective_rank"] for record in own for row in record.evaluations[1 + len(record.evaluations) // 2 :]]
-    interval = (
-        f" [{100 * final.low:.1f}, {100 * final.high:.1f}]" if final.low is not None and final.high is not None else ""
-    )
     return Line(
         strategy=name, seeds=len(own), reached=sum(row is not None for row in reached),
         steps=statistics.fmean(row["step"] for row in ends), saved=None if name == "random" else _saved(times, base),
         slower=100 * (whole / sum(record.evaluations[-1]["seconds"] for record in usual) - 1),
-        linear=f"{100 * final.mean:.1f}{interval}", rank=statistics.fmean(half),
+        linear=format_estimate(final, 1, 100), rank=statistics.fmean(half),
     )  # fmt: skip
 
 
-def _saved(times: Sequence[float], base: Sequence[float], resamples: int = 10_000) -> tuple[float, float, float]:
+def _saved(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
     """1 − Σ times / Σ base, and its 95 % percentile-bootstrap interval over the seeds."""
     own, usual = torch.tensor(times, dtype=torch.float64), torch.tensor(base, dtype=torch.float64)
-    draws = torch.randint(len(own), (resamples, len(own)), generator=torch.Generator().manual_seed(0))
+    draws = torch.randint(len(own), (RESAMPLES, len(own)), generator=torch.Generator().manual_seed(0))
     saved = (1 - own[draws].sum(1) / usual[draws].sum(1)).sort().values
-    low, high = (float(saved[round(q * (resamples - 1))]) for q in (0.025, 0.975))
+    low, high = (float(saved[round(q * (RESAMPLES - 1))]) for q in (0.025, 0.975))
     return float(1 - own.sum() / usual.sum()), low, high
 
 
@@ -255,13 +250,11 @@ def markdown() -> str:
             ]
             for line in lines
         ]  # fmt: skip
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
         share = 100 * config.compare.target_share
         parts.append(
             f"### {title}\n\nTarget: linear probe {100 * target:.1f} %, what random has reached at {share:.0f} % of "
             f"{config.train.steps} steps (mean of its seeds). {' to '.join(map(str, sorted({min(seeds), max(seeds)})))} of "
-            f"{len(config.compare.seeds)} seeds.\n\n"
-            f"{table}\n"
+            f"{len(config.compare.seeds)} seeds.\n\n{as_table(header, rows)}"
         )
     parts.append(f"### What selecting adds to a step\n\n{overhead_table()}")
     return "\n".join(parts)
@@ -307,9 +300,7 @@ BEGIN, END = "<!-- bench/study.py: begin -->\n", "<!-- bench/study.py: end -->\n
 
 def report(text: Path = ROOT / "docs" / "wall_clock.md") -> None:
     """Rewrite the tables in the text, and the picture beside it."""
-    before, rest = text.read_text(encoding="utf-8").split(BEGIN)
-    content = f"{before}{BEGIN}\n{markdown()}\n{END}{rest.split(END)[1]}"
-    write_text(text, content)
+    write_text(text, between_marks(text.read_text(encoding="utf-8"), BEGIN, END, markdown()))
     draw(text.with_suffix(".png"))
 
 

@@ -1,6 +1,7 @@
 """Writes the benchmark table of README.md from bench/results/cpu.csv: python bench/table.py."""
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -9,13 +10,25 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- bench/table.py: begin -->\n", "<!-- bench/table.py: end -->\n"
 
 
+def as_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *rows))
+
+
+def between_marks(text: str, begin: str, end: str, content: str) -> str:
+    """`text` with `content` between its marks."""
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
 def markdown(results: Path = RESULTS) -> str:
     """The table: every contender but ours, how many times longer it takes, and what either reaches."""
     with results.open(newline="") as file:
         rows = list(csv.DictReader(file))
     ours = {row["job"]: row for row in rows if row["contender"] == "spectral_kernels"}
     header = ["on the CPU", "against", "times faster", "target", "objective, ours / theirs"]
-    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] * len(header))} |"]
+    lines = []
     for row in rows:
         if row["contender"] == "spectral_kernels":
             continue
@@ -24,15 +37,13 @@ def markdown(results: Path = RESULTS) -> str:
         )
         asked = f"{float(row['bar']):g}" if row["bar"] else ""
         job = row["job"].removeprefix("peers: ")
-        lines.append(f"| {job} | {row['contender']} | {float(row['ratio']):.2f} | {asked} | {reached} |")
-    return "\n".join(lines) + "\n"
+        lines.append([job, row["contender"], f"{float(row['ratio']):.2f}", asked, reached])
+    return as_table(header, lines)
 
 
 def with_table(readme: str, table: str) -> str:
     """`readme` with the table between its marks."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    return between_marks(readme, BEGIN, END, table)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,12 @@ class Context:
     def left(self) -> float:
         return self.limit - (time.monotonic() - self.begin)
 
+    def cases(self) -> list[Any]:
+        """Those that this phase is about."""
+        from gpu_cases import cases
+
+        return [case for case in cases(self.tiny) if self.only in case.name]
+
     def write(self, **what: Any) -> None:
         """One line of JSON, on disk before this returns: what follows may crash."""
         append(self.folder, phase=self.phase, at=round(time.monotonic() - self.begin, 2), **what)

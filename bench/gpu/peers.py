@@ -18,11 +18,8 @@ def cupy_eigenvalues(z: torch.Tensor) -> Any:
 
 
 def run(context: Context) -> int:
-    from gpu_cases import cases
-
     generator = torch.Generator(device=context.device).manual_seed(0)
-    chosen = [case for case in cases(context.tiny) if context.only in case.name]
-    contenders = []
+    chosen, contenders = context.cases(), []
     for case in chosen:
         contenders.append((case, "eager", case.eager))
         contenders += [(case, label, call) for label, call in case.peers.items()]

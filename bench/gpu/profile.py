@@ -4,13 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from gpu.context import Context
 
-CHECK = Path(__file__).resolve().parents[1] / "gpu_check.py"
 CASES = (
     "covariance 65536x128 fp32",
     "covariance 16384x2048 bf16",

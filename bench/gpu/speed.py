@@ -36,15 +36,13 @@ def time_call(call: Any, sets: Sets, context: Context, in_graph: bool = True) ->
 
 
 def run(context: Context) -> int:
-    from gpu_cases import cases
-
     if context.plant == "wrong":
         plant_wrong_covariance()
     generator = torch.Generator(device=context.device).manual_seed(torch.seed() % 2**31)
     # what a kernel leaves unwritten is NaN
     torch.utils.deterministic.fill_uninitialized_memory = True
     failed = 0
-    for case in [case for case in cases(context.tiny) if context.only in case.name]:
+    for case in context.cases():
         if context.left < 0:
             context.write(case=case.name, skipped="out of time")
             continue

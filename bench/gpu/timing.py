@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from harness import quantile
 
 # between two uses of the same inputs, so many times L2's size is touched by others
 L2_TIMES = 2
@@ -91,8 +92,5 @@ def captured(call: Callable[..., object], sets: Sets, seconds: float = 0.5) -> l
 
 def quantiles(times: list[float]) -> dict[str, float]:
     """p20, p50 and p80 in µs."""
-    ordered = sorted(times)
-    at = {
-        name: ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))] for name, q in (("p20", 0.2), ("p80", 0.8))
-    }
-    return {"p20": round(at["p20"], 2), "us": round(statistics.median(ordered), 2), "p80": round(at["p80"], 2)}
+    p20, p80 = quantile(times, 0.2), quantile(times, 0.8)
+    return {"p20": round(p20, 2), "us": round(statistics.median(times), 2), "p80": round(p80, 2)}
