@@ -1,6 +1,7 @@
 """The batch sampler of a strategy, and the seeds of a run."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -28,24 +29,10 @@ def make_sampler(
     seed = derive_seed(config.train.seed, "sampler")
     if strategy.kind == "random":
         return RandomBatchSampler(bank, size, seed=seed)
-    if strategy.kind == "pool":
-        return PoolBatchSampler(
-            bank,
-            size,
-            draws=selection.draws,
-            policy=strategy.policy,
-            window=selection.window if strategy.window else None,
-            min_seen=selection.min_seen,
-            replacement=selection.replacement,
-            seed=seed,
-        )
     if strategy.kind == "live":
         return LiveBatchSampler(bank, size, embed, pool=selection.live_pool, candidates=strategy.candidates, seed=seed)
-    return GreedyBatchSampler(
-        bank,
-        size,
-        candidates=strategy.candidates,
-        min_seen=selection.min_seen,
-        replacement=selection.replacement,
-        seed=seed,
-    )
+    shared: dict[str, Any] = {"min_seen": selection.min_seen, "replacement": selection.replacement, "seed": seed}
+    if strategy.kind == "greedy":
+        return GreedyBatchSampler(bank, size, candidates=strategy.candidates, **shared)
+    window = selection.window if strategy.window else None
+    return PoolBatchSampler(bank, size, draws=selection.draws, policy=strategy.policy, window=window, **shared)
