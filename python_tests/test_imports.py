@@ -13,7 +13,7 @@ PATHS = {
     for path in (ROOT / PACKAGE).rglob("*.py")
 }
 # what a part of the package must not import, at the top or inside of a function
-STEPS = ("selection", "theory", "monitor", "inspection", "training")
+STEPS = ("selection", "theory", "monitor", "inspection", "integrations", "training")
 FORBIDDEN = {
     **dict.fromkeys(("ops", "kernels", "checks", "dispatch"), STEPS),
     **dict.fromkeys(("selection", "theory", "monitor", "inspection"), ("training",)),

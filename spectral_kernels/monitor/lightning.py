@@ -28,7 +28,7 @@ def lightning_callback(
     """
     read = embeddings or (lambda outputs: (outputs["query"], outputs["key"]))
 
-    class SpectrumCallback(_callback_class()):  # type: ignore[misc]
+    class SpectrumCallback(callback_class()):  # type: ignore[misc]
         """Gradient norms are those that the optimiser is given, before clipping."""
 
         def __init__(self) -> None:
@@ -64,7 +64,7 @@ def gradient_norm(module: torch.nn.Module) -> float:
     return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
-def _callback_class() -> Any:
+def callback_class() -> Any:
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
             return importlib.import_module(name).Callback

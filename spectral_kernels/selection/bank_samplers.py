@@ -18,12 +18,14 @@ from spectral_kernels.selection.memory_bank import MemoryBank
 from spectral_kernels.selection.partition import by_commonness, from_strata
 from spectral_kernels.selection.progress import Progress
 from spectral_kernels.selection.sharding import derived_generator, distinct_rows
+from spectral_kernels.selection.wrapped import refuse_sampler
 
 
 class _BankBatchSampler(BaseBatchSampler):
     """A sampler that reads a bank: which rows are left to it, and what it does while the bank is cold."""
 
     def __init__(self, bank: MemoryBank, batch_size: int, min_seen: float, replacement: bool, **shared: Any) -> None:
+        refuse_sampler(bank)
         if not isinstance(bank, MemoryBank):
             raise ValueError(f"bank must be a MemoryBank, got {type(bank).__name__}")
         min_seen = checks.share(min_seen, "min_seen")

@@ -99,6 +99,11 @@ class ShardSampler(Sampler[int]):
             rank = torch.distributed.get_rank() if _group_runs() else 0
         return checks.integer(rank, "rank", 0, replicas - 1)
 
+    def share_among(self, num_replicas: int, rank: int) -> None:
+        """The processes that a trainer has for data, where none were given: other ones than the group's where it has a mesh."""
+        if self._given == (None, None):
+            self._given = num_replicas, rank
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch, self.begun = checks.integer(epoch, "epoch", 0), False
         self._passes = 0
