@@ -17,6 +17,7 @@ from spectral_kernels.ops.pool import pool_select
 from spectral_kernels.ops.spectrum import spectrum
 from spectral_kernels.ops.whitening import whiten
 from spectral_kernels.selection import (
+    GlobalBatchSampler,
     GreedyBatchSampler,
     LiveBatchSampler,
     MemoryBank,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BackendWarning",
+    "GlobalBatchSampler",
     "GradientBand",
     "GradientVariance",
     "GreedyBatchSampler",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from spectral_kernels import GreedyBatchSampler, MemoryBank, PoolBatchSampler, RandomBatchSampler
+from spectral_kernels import GlobalBatchSampler, GreedyBatchSampler, MemoryBank, PoolBatchSampler, RandomBatchSampler
 from spectral_kernels.integrations import BankUpdater
 
 N, D, BATCH = 61, 8, 6
@@ -55,6 +55,11 @@ def bank_of_all() -> MemoryBank:
 def sampler_of(kind: str, bank: MemoryBank, drop_last: bool) -> Any:
     if kind == "random":
         return RandomBatchSampler(bank, BATCH, drop_last=drop_last)
+    if kind == "global":
+        both = GreedyBatchSampler(
+            bank, 2 * BATCH, candidates=8, replacement=False, drop_last=drop_last, num_replicas=1, rank=0
+        )
+        return GlobalBatchSampler(both)
     if kind == "pool":
         return PoolBatchSampler(bank, BATCH, draws=4, replacement=False, drop_last=drop_last)
     return GreedyBatchSampler(bank, BATCH, candidates=8, replacement=False, drop_last=drop_last)
@@ -67,21 +72,24 @@ def told(bank: MemoryBank) -> dict[str, Any]:
     return {"right": same.nonzero()[:, 0].tolist(), "embeddings": bank.embeddings.tolist(), "step": bank.step}
 
 
-def accelerate(out: Path, kind: str, drop_last: str) -> Any:
+def accelerate(out: Path) -> Any:
     from accelerate import Accelerator
 
-    bank = bank_of_all()
-    sampler = sampler_of(kind, bank, drop_last == "True")
-    accelerator = Accelerator(cpu=True)
-    model, loader = accelerator.prepare(Model(), DataLoader(Numbers(), batch_sampler=sampler))
-    inner = accelerator.unwrap_model(model)
-    updater = BankUpdater(sampler, inner.encoder) if kind != "random" else None
-    for _ in range(2):
-        for batch in loader:
-            model(**batch)
-            if updater is not None:
-                updater.batch_end()
-    return {"rows": inner.rows, "len": len(loader), **told(bank)}
+    def train(kind: str, drop_last: bool) -> Any:
+        bank = bank_of_all()
+        sampler = sampler_of(kind, bank, drop_last)
+        accelerator = Accelerator(cpu=True)
+        model, loader = accelerator.prepare(Model(), DataLoader(Numbers(), batch_sampler=sampler))
+        inner = accelerator.unwrap_model(model)
+        updater = BankUpdater(sampler, inner.encoder) if kind != "random" else None
+        for _ in range(2):
+            for batch in loader:
+                model(**batch)
+                if updater is not None:
+                    updater.batch_end()
+        return {"kind": kind, "drop_last": drop_last, "rows": inner.rows, "len": len(loader), **told(bank)}
+
+    return [train(kind, drop_last) for kind in ("random", "pool", "greedy", "global") for drop_last in (False, True)]
 
 
 def trainer_of(out: Path, kind: str, drop_last: bool, bank: MemoryBank, steps: int, accumulate: int = 1) -> Any:

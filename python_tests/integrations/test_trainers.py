@@ -51,27 +51,28 @@ def check_bank(found: list[Any]) -> None:
         assert one["step"] == 1 + len(one["rows"])
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
-@pytest.mark.parametrize("kind", ["random", "pool", "greedy"])
-def test_accelerate(kind: str, drop_last: bool, tmp_path: Path) -> None:
-    found = run("accelerate", tmp_path, kind, drop_last)
-    check_epochs([one["rows"] for one in found], drop_last)
-    assert all(2 * one["len"] == len(one["rows"]) for one in found)
-    if kind != "random":
-        check_bank(found)
-        assert found[0]["embeddings"] == found[1]["embeddings"]
+def test_accelerate(tmp_path: Path) -> None:
+    for case in zip(*run("accelerate", tmp_path), strict=True):
+        found = list(case)
+        check_epochs([one["rows"] for one in found], found[0]["drop_last"])
+        assert all(2 * one["len"] == len(one["rows"]) for one in found)
+        if found[0]["kind"] != "random":
+            check_bank(found)
+            assert found[0]["embeddings"] == found[1]["embeddings"]
 
 
-@pytest.mark.parametrize(("kind", "drop_last", "accumulate"), [("greedy", False, 1), ("pool", True, 2)])
+@pytest.mark.parametrize(
+    ("kind", "drop_last", "accumulate"), [("greedy", False, 1), ("pool", True, 2), ("global", False, 1)]
+)
 def test_transformers(kind: str, drop_last: bool, accumulate: int, tmp_path: Path) -> None:
     found = run("transformers", tmp_path, kind, drop_last, accumulate)
     check_epochs([one["rows"] for one in found], drop_last)
     check_bank(found)
 
 
-@pytest.mark.parametrize("stopped", [4, 8])
-def test_transformers_resumes_in_mid_epoch(stopped: int, tmp_path: Path) -> None:
-    for one in run("transformers_resumed", tmp_path, "greedy", stopped):
+@pytest.mark.parametrize(("kind", "stopped"), [("greedy", 4), ("greedy", 8), ("global", 4)])
+def test_transformers_resumes_in_mid_epoch(kind: str, stopped: int, tmp_path: Path) -> None:
+    for one in run("transformers_resumed", tmp_path, kind, stopped):
         assert one["parts"] == one["whole"]
         assert one["banks"][0] == one["banks"][1]
 

@@ -14,6 +14,7 @@ from spectral_kernels.files.torch_files import read_tensors
 from spectral_kernels.files.writing import replacing
 from spectral_kernels.selection import MemoryBank
 from spectral_kernels.selection.batch_sampler import BaseBatchSampler
+from spectral_kernels.selection.global_batches import GlobalBatchSampler
 
 FILE = "spectral_kernels.pt"
 
@@ -49,7 +50,10 @@ class BankUpdater:
     """
 
     def __init__(
-        self, sampler: BaseBatchSampler, module: nn.Module, embedding: Callable[[Any], Tensor] | None = None
+        self,
+        sampler: BaseBatchSampler | GlobalBatchSampler,
+        module: nn.Module,
+        embedding: Callable[[Any], Tensor] | None = None,
     ) -> None:
         bank = getattr(sampler, "bank", None)
         if not isinstance(bank, MemoryBank):
@@ -133,7 +137,11 @@ class BankUpdater:
         """
         path = Path(folder) / FILE
         state = read_tensors(path)
-        if not isinstance(state, dict) or state.keys() != {"bank", "samplers"} or not isinstance(state["samplers"], list):
+        if (
+            not isinstance(state, dict)
+            or state.keys() != {"bank", "samplers"}
+            or not isinstance(state["samplers"], list)
+        ):
             raise FileError(path, "is no state of a BankUpdater")
         self.load_state_dict(state)
 

@@ -9,6 +9,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from spectral_kernels.integrations.bank_updater import FILE, BankUpdater
 from spectral_kernels.selection.batch_sampler import BaseBatchSampler
+from spectral_kernels.selection.global_batches import GlobalBatchSampler
 
 
 def transformers_callback(updater: BankUpdater) -> Any:
@@ -53,7 +54,7 @@ def transformers_callback(updater: BankUpdater) -> Any:
     return BankCallback()
 
 
-def sentence_transformers_batches(sampler: BaseBatchSampler) -> Callable[..., Any]:
+def sentence_transformers_batches(sampler: BaseBatchSampler | GlobalBatchSampler) -> Callable[..., Any]:
     """`batch_sampler=` of `SentenceTransformerTrainingArguments`, so that its trainer trains on the sampler's batches.
 
     A data set of another length than the sampler's, such as the one to evaluate on, gets ordinary batches in its own order.

@@ -22,17 +22,13 @@ the batch, and `state_dict(consumed=...)` must be told how many batches the trai
 used.
 """
 
-import sys
 import time
-from abc import ABC, abstractmethod
-from collections import deque
+from abc import abstractmethod
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from spectral_kernels import checks
 from spectral_kernels.ops._selection import Selection
@@ -40,10 +36,10 @@ from spectral_kernels.selection.memory_bank import MemoryBank
 from spectral_kernels.selection.progress import Progress
 from spectral_kernels.selection.sharding import ShardSampler, derived_generator
 from spectral_kernels.selection.state import complete, described, row_mask, rows_among
-from spectral_kernels.selection.wrapped import pass_through, refuse_sampler
+from spectral_kernels.selection.wrapped import TrainersBatchSampler, refuse_sampler
 
 
-class BaseBatchSampler(Sampler[list[int]], ABC):
+class BaseBatchSampler(TrainersBatchSampler):
     """Sharding, seeding, epochs, coverage, resuming and timing; a subclass chooses the rows of a batch in `_choose`."""
 
     def __init__(
@@ -58,6 +54,7 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         num_replicas: int | None,
         rank: int | None,
     ) -> None:
+        super().__init__()
         refuse_sampler(rows)
         n, bank = (rows.n, rows) if isinstance(rows, MemoryBank) else (checks.integer(rows, "rows", 1), None)
         batch_size = checks.integer(batch_size, "batch_size", 1)
@@ -71,9 +68,6 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         self.visited = torch.zeros(n, dtype=torch.bool)
         self._progress = Progress(0, (1, 0))
         self._resumes = False
-        self._skipped = 0
-        # batches handed out that `BankUpdater` has not seen trained on; None without one
-        self.pending: deque[Tensor] | None = None
 
     def _check_size(self, rows: int) -> None:
         if self.batch_size > rows:
@@ -117,33 +111,16 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
         self.visited = torch.zeros_like(self.visited)
         self._progress.fresh = [rows[:0] for rows in self._progress.fresh]
 
-    def __len__(self) -> int:
-        self._wrapped_by(sys._getframe(1))
+    def _length(self) -> int:
         return self._batches(len(self.sampler))
 
-    def _wrapped_by(self, caller: FrameType) -> None:
-        dealt_out = pass_through(caller)
-        if dealt_out is not None:
-            self.sampler.share_among(*dealt_out)
-
-    def will_be_skipped(self, batches: int) -> None:
-        """The trainer that resumes throws away so many batches of the epoch that was loaded, which are not in what is left of
-        it: batches of row 0 stand for them.
-        """
-        self._skipped = checks.integer(batches, "batches", 0)
+    def _share_among(self, num_replicas: int, rank: int) -> None:
+        self.sampler.share_among(num_replicas, rank)
 
     def _batches(self, rows: int) -> int:
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        self._wrapped_by(sys._getframe(1))
-        return self._epoch()
-
-    def _epoch(self) -> Iterator[list[int]]:
-        # nothing runs before the first batch is requested: a DataLoader with workers calls iter twice
-        for _ in range(self._skipped):
-            yield [0] * self.batch_size
-        self._skipped = 0
+    def _epoch(self) -> Iterator[Tensor]:
         began = time.perf_counter()
         progress = self._enter()
         self._begin(progress)
@@ -158,12 +135,9 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
                 progress.taken.append(rows)
             progress.fresh.append(rows[~self.visited[rows]])
             self.visited[rows] = True
-            if self.pending is not None:
-                self.pending.append(rows)
-            chosen: list[int] = rows.tolist()
             progress.batch += 1
             self.selection_seconds += time.perf_counter() - began
-            yield chosen
+            yield rows
             began = time.perf_counter()
 
     def _enter(self) -> Progress:
@@ -177,8 +151,6 @@ class BaseBatchSampler(Sampler[list[int]], ABC):
             self.sampler.begin()
             self._progress = Progress(self.epoch, ranks, self.sampler.dealt, self.sampler.rows())
         self._resumes = False
-        if self.pending is not None:
-            self.pending.clear()
         return self._progress
 
     def _check_group(self, progress: Progress) -> None:
