@@ -118,26 +118,26 @@ check-torch:
 $(TORCHES:%=check-torch-%): check-torch-%: .venv-torch-%/stamp
 	SPECTRAL_KERNELS_BUILD=require SPECTRAL_KERNELS_CUDA=$(if $(shell command -v $(or $(NVCC),nvcc)),require,1) \
 	    .venv-torch-$*/bin/python setup.py --quiet build --build-lib build/torch-$*
-	PYTHONPATH=build/torch-$* .venv-torch-$*/bin/python -P -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	PYTHONPATH=build/torch-$* .venv-torch-$*/bin/python -P -m pytest $(CPP_TESTS) -q -n auto -m "not slow" -k cpp $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 PYTHONPATH=build/torch-$* \
 	    .venv-torch-$*/bin/python -P -m pytest python_tests/ops -q -n auto -m "not slow" -k triton $(PYTEST_ARGS)
 
-# -P: the package is the one in PYTHONPATH, not the one in this folder
+# -P: the package is the one in PYTHONPATH, not the one in this folder; -s, or pytest would keep what a sanitizer says
 check-sanitize: $(VENV)/package.stamp
 	SPECTRAL_KERNELS_SANITIZE=address,undefined SPECTRAL_KERNELS_BUILD=require \
 	    $(PYTHON) setup.py --quiet build --build-lib $(SANITIZED)
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(PYTHON) -P -m pytest $(CPP_TESTS) -q -m "not slow" -k cpp $(PYTEST_ARGS)
+	    $(PYTHON) -P -m pytest $(CPP_TESTS) -q -s -n auto -m "not slow" -k cpp $(PYTEST_ARGS)
 	SPECTRAL_KERNELS_SANITIZE=address LD_PRELOAD=$(LIBASAN) ASAN_OPTIONS=detect_leaks=0 \
 	    $(PYTHON) -m pytest python_tests/ops/test_device_data.py -q -k cuda $(PYTEST_ARGS)
 
-# setarch -R: the sanitizer wants memory where it expects it. -s, or pytest would keep what it says
+# setarch -R: the sanitizer wants memory where it expects it
 check-races: $(VENV)/package.stamp
 	SPECTRAL_KERNELS_SANITIZE=thread SPECTRAL_KERNELS_BUILD=require \
 	    $(PYTHON) setup.py --quiet build --build-lib $(RACES)
 	PYTHONPATH=$(RACES) LD_PRELOAD=$(LIBTSAN) \
 	    TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
-	    setarch -R $(PYTHON) -P -m pytest $(CPP_TESTS) -q -s -m "not slow" -k "cpp or threads" $(PYTEST_ARGS)
+	    setarch -R $(PYTHON) -P -m pytest $(CPP_TESTS) -q -s -n auto -m "not slow" -k "cpp or threads" $(PYTEST_ARGS)
 
 # --- environments ----------------------------------------------------------------------------------------------------
 
