@@ -118,6 +118,27 @@ def test_state_round_trip_through_a_file(dtype):
     assert other.to("cpu") is other
 
 
+def as_dlpack(z: torch.Tensor) -> object:
+    """What knows the protocol, and nothing else of a tensor."""
+    return type("Exported", (), {"__dlpack__": z.__dlpack__, "__dlpack_device__": z.__dlpack_device__})()
+
+
+@pytest.mark.parametrize("given_as", [torch.Tensor.clone, torch.Tensor.numpy, as_dlpack])
+def test_from_embeddings(given_as):
+    z = rows(12, 5, dtype=torch.float64) * 3
+    z[4] = 0
+    before = z.clone()
+    bank, known = MemoryBank.from_embeddings(given_as(z)), filled(dtype=torch.float64)
+    known.update(torch.arange(12), z)
+    assert torch.equal(bank.embeddings, known.embeddings) and torch.equal(z, before)
+    assert (bank.num_seen, bank.seen[4].item(), bank.step) == (11, False, 1)
+    bank.update(torch.tensor([4]), torch.ones(1, 5))  # and follows a model from there
+    assert bank.num_seen == 12 and torch.equal(z, before)
+    half = MemoryBank.from_embeddings(given_as(z), dtype=torch.bfloat16, device="cpu")
+    assert half.embeddings.dtype == torch.bfloat16 and half.device.type == "cpu"
+    torch.testing.assert_close(half.embeddings.double(), known.embeddings, rtol=2**-8, atol=0)
+
+
 def bad_row(value: float) -> torch.Tensor:
     z = torch.ones(3, 5)
     z[1, 2] = value
@@ -157,6 +178,8 @@ def test_update_refuses(indices, z, message):
         (lambda: MemoryBank(3, 0), "d must be at least 1, got 0"),
         (lambda: MemoryBank(3.0, 3), "n must be an integer, got 3.0"),
         (lambda: MemoryBank(3, 3, dtype=torch.int64), r"dtype must be float64.*got torch\.int64"),
+        (lambda: MemoryBank.from_embeddings(bad_row(float("nan")).numpy()), "z row 1 holds NaN or Inf"),
+        (lambda: MemoryBank.from_embeddings(torch.ones(3)), "z must have 2 dimensions"),
         (lambda: filled().gather(torch.tensor([-1])), r"indices must lie in \[0, 12\), got -1"),
     ],
 )

@@ -242,3 +242,12 @@ def test_an_older_iteration_ends_where_batches_depend_on_it():
     list(sampler)
     with pytest.raises(RuntimeError, match="superseded"):
         next(older)
+
+
+@pytest.mark.parametrize("given_as", [torch.Tensor.clone, torch.Tensor.numpy])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("pool", "greedy"))])
+def test_embeddings_in_the_place_of_a_bank(kind, given_as):
+    bank = warm_bank(40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such a bank is not cold
+        assert list(make(kind, given_as(bank.embeddings * 3), 8)) == list(make(kind, bank, 8))

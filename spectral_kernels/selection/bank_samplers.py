@@ -24,10 +24,14 @@ from spectral_kernels.selection.wrapped import refuse_sampler
 class _BankBatchSampler(BaseBatchSampler):
     """A sampler that reads a bank: which rows are left to it, and what it does while the bank is cold."""
 
-    def __init__(self, bank: MemoryBank, batch_size: int, min_seen: float, replacement: bool, **shared: Any) -> None:
+    def __init__(
+        self, bank: MemoryBank | Tensor, batch_size: int, min_seen: float, replacement: bool, **shared: Any
+    ) -> None:
         refuse_sampler(bank)
         if not isinstance(bank, MemoryBank):
-            raise ValueError(f"bank must be a MemoryBank, got {type(bank).__name__}")
+            if not hasattr(bank, "__array__") and not hasattr(bank, "__dlpack__"):
+                raise ValueError(f"bank must be a MemoryBank, or embeddings (n, d), got {type(bank).__name__}")
+            bank = MemoryBank.from_embeddings(checks.floating(bank, "bank", ndim=2))
         min_seen = checks.share(min_seen, "min_seen")
         super().__init__(bank, batch_size, replacement=replacement, records=not replacement, **shared)
         self.bank, self.min_seen = bank, min_seen
@@ -149,7 +153,8 @@ class PoolBatchSampler(_BankBatchSampler):
     in a batch's effective rank.
 
     Args:
-        bank: embeddings to choose by, one row per sample of the data set.
+        bank: embeddings to choose by, one row per sample of the data set: a bank, or, where they are known up front and stay
+            as they are, the embeddings (n, d) themselves, a tensor or an array (`MemoryBank.from_embeddings`).
         batch_size: rows per batch.
         draws: candidate batches.
         policy: `"low"`, `"balanced"`, `"high"`, or a quantile in [0, 1].
@@ -180,7 +185,7 @@ class PoolBatchSampler(_BankBatchSampler):
 
     def __init__(
         self,
-        bank: MemoryBank,
+        bank: MemoryBank | Tensor,
         batch_size: int,
         *,
         draws: int = 16,
@@ -206,7 +211,7 @@ class PoolBatchSampler(_BankBatchSampler):
         )
         self.draws, self.policy, self.window, self.order = draws, policy, window, order
         # the op judges its own arguments; here, so that a bad one is met before the first epoch
-        self._pool_select(torch.eye(2, device=bank.device), 1, derived_generator(seed))
+        self._pool_select(torch.eye(2, device=self.bank.device), 1, derived_generator(seed))
 
     def _pool_select(self, pool: Tensor, size: int, generator: torch.Generator) -> Selection:
         return pool_select(
@@ -256,7 +261,8 @@ class GreedyBatchSampler(_BankBatchSampler):
     is built greedily: no row stays unseen for good.
 
     Args:
-        bank: embeddings to choose by, one row per sample of the data set.
+        bank: embeddings to choose by, one row per sample of the data set: a bank, or, where they are known up front and stay
+            as they are, the embeddings (n, d) themselves, a tensor or an array (`MemoryBank.from_embeddings`).
         batch_size: rows per batch.
         candidates: m, random rows looked at in each step; None looks at every row (without
             replacement of the step's stratum).
@@ -274,7 +280,7 @@ class GreedyBatchSampler(_BankBatchSampler):
 
     def __init__(
         self,
-        bank: MemoryBank,
+        bank: MemoryBank | Tensor,
         batch_size: int,
         *,
         candidates: int | None = 64,
@@ -298,7 +304,7 @@ class GreedyBatchSampler(_BankBatchSampler):
         )
         self.candidates, self.objective = candidates, objective
         # the op judges its own arguments; here, so that a bad one is met before the first epoch
-        self._greedy_select(torch.eye(2, device=bank.device), 1, None, derived_generator(seed))
+        self._greedy_select(torch.eye(2, device=self.bank.device), 1, None, derived_generator(seed))
 
     def _greedy_select(self, pool: Tensor, k: int, valid: Tensor | None, generator: torch.Generator) -> Selection:
         return greedy_select(

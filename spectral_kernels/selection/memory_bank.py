@@ -80,6 +80,25 @@ class MemoryBank:
         self.num_active = n
         self.step = 0
 
+    @classmethod
+    def from_embeddings(
+        cls, z: Tensor, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "MemoryBank":
+        """A bank that holds the embeddings of all samples from the start, where they are known up front.
+
+        Args:
+            z: (n, d), float64, float32, bfloat16 or float16, a tensor or an array (numpy, DLPack); it is copied, its rows
+                L2-normalised. Rows of length up to 1e-12 are unseen.
+            dtype, device: of the bank; None is that of z.
+
+        Raises:
+            ValueError: wrong shape or dtype; a row that holds NaN or Inf, the first one is named.
+        """
+        z = checks.floating(z, "z", ndim=2)
+        bank = cls(*z.shape, dtype=z.dtype if dtype is None else dtype, device=z.device if device is None else device)
+        bank.update(torch.arange(bank.n), z)
+        return bank
+
     @property
     def n(self) -> int:
         """Number of samples."""
