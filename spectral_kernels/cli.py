@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "variance of the gradient, with and without in-batch whitening"
     _add_run_arguments(add("variance", _variance, text, variance.HELP))
     command = add("inspect", _inspect, "diagnose embeddings from a file", inspect.HELP)
-    command.add_argument("file", type=Path, metavar="FILE", help=".npy, .npz, .pt or .safetensors")
-    command.add_argument("--key", metavar="NAME", help="which tensor of a .npz, .pt or .safetensors file")
+    command.add_argument("file", type=Path, metavar="FILE", help="of embeddings (see above)")
+    command.add_argument("--key", metavar="NAME", help="which tensor of a file, or column of a table")
     command.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where to write (default: here)")
     command.add_argument("--subset", type=int, metavar="K", help="write the row numbers of a diverse subset of K rows")
     command.add_argument("--temperature", type=float, default=0.1, metavar="τ", help="of the softmax (default: 0.1)")

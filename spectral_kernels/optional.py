@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 
-def require(module: str, what: str, package: str | None = None) -> Any:
-    """Import an optional module, or say which extra brings it.
+def require(module: str, what: str, package: str | None = None, install: str = "'spectral_kernels[train]'") -> Any:
+    """Import an optional module, or say what to install.
 
     Raises:
         ModuleNotFoundError: `module` is not installed; the message names the command that installs it.
@@ -18,7 +18,7 @@ def require(module: str, what: str, package: str | None = None) -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{what} needs {package or module.partition('.')[0]}, which is not installed: "
-            "pip install 'spectral_kernels[train]'"
+            f"pip install {install}"
         ) from error
 
 

@@ -51,6 +51,8 @@ FILES: dict[str, Any] = {
     "offset.pt": lambda path, z: torch.save(torch.cat((z, z))[len(z) :], path),
     "z.safetensors": lambda path, z: save_file({"z": z}, path, metadata={"by": "somebody"}),
     "bfloat16.safetensors": lambda path, z: save_file({"z": z.bfloat16()}, path),
+    "z.faiss": lambda path, z: path.write_bytes(flat_index(z)),
+    "metric.index": lambda path, z: path.write_bytes(flat_index(z, b"IxFl", 4)),
 }
 
 
@@ -65,6 +67,12 @@ OTHERS: dict[Any, Any] = {
     "evil": EVIL, "model": torch.nn.Linear(2, 2), "ordered": collections.OrderedDict(a=1), "bytes": bytearray(b"x"),
     "dates": [datetime.date(2020, 1, 1), np.int64(3)], "sparse": torch.eye(3).to_sparse(), "range": range(3),
 }  # fmt: skip
+
+
+def flat_index(z: Tensor, kind: bytes = b"IxF2", metric: int = 1) -> bytes:
+    """As FAISS writes one; python_tests/integrations/test_files.py has it from FAISS itself."""
+    head = kind + struct.pack("<iqqqbi", z.shape[1], len(z), 2**20, 2**20, 1, metric) + (b"" if metric < 2 else bytes(4))
+    return head + struct.pack("<q", z.numel()) + z.numpy().tobytes()
 
 
 def version2(array: np.ndarray) -> bytes:
@@ -133,7 +141,10 @@ F4 = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
 KIND = "{'descr': %s, 'fortran_order': False, 'shape': (3, 2)}"
 INTS = saved(torch.ones(3, 2, dtype=torch.int64))
 BAD = [
-    ("z.txt", b"", r"must be one of \.npy"),
+    ("z.txt", b"", r"must be a folder, or one of \.npy"),
+    ("cut.faiss", flat_index(torch.ones(3, 2))[:-4], "65 bytes for an index of 3 rows of 2"),
+    ("minus.faiss", flat_index(torch.ones(3, 2)).replace(b"\x02\0\0\0", b"\xfe\xff\xff\xff", 1), "of 3 rows of -2"),
+    ("none.faiss", flat_index(torch.ones(0, 2)), "holds no numbers"),
     ("empty.npy", b"", r"cannot be read as \.npy"),
     ("cut.npy", b"\x93NUMPY\x01\x00", r"cannot be read as \.npy"),
     ("text.npy", npy("not a header"), r"cannot be read as \.npy"),
@@ -215,6 +226,35 @@ def test_what_is_no_file(name: str, tmp_path: Path) -> None:
     for other, message in ((f"a\0{name}", "null character"), ("a" * 300 + name, "name too long")):
         with pytest.raises(FileError, match=message):
             open_embeddings(other)
+
+
+@pytest.mark.parametrize(
+    "name, module, message",
+    [
+        ("z.parquet", "pyarrow", "reading parquet needs pyarrow, which is not installed: pip install pyarrow"),
+        ("state.json", "pyarrow", "reading a saved data set needs pyarrow, which is not installed: pip install pyarrow"),
+        ("z.faiss", "faiss", "is not flat needs faiss, which is not installed: pip install faiss-cpu"),
+    ],
+)
+def test_what_reads_it_is_missing(
+    name: str, module: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for loaded in [one for one in sys.modules if one.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_bytes(b"PAR1")
+    assert cli.main(["inspect", str(tmp_path if name == "state.json" else tmp_path / name)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folder_without_a_table(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"is a folder without \*\.parquet"):
+        open_embeddings(tmp_path)
+    (tmp_path / "dataset_dict.json").touch()
+    with pytest.raises(FileError, match="holds several data sets: name the folder of one of them"):
+        open_embeddings(tmp_path)
+    with pytest.raises(FileError, match="must be a folder, or one of"):
+        open_embeddings(tmp_path / "*.none")
 
 
 def test_changed_while_it_is_read(tmp_path: Path) -> None:

@@ -17,9 +17,14 @@ from spectral_kernels.ops.greedy import greedy_select
 
 HELP = """\
 Diagnose embeddings: effective ranks of every order with an error, spectrum, near-duplicates, and
-what batches of them look like. FILE is .npy, .npz, .pt or .safetensors, and is read in pieces; rows
-are scaled to unit length, but for RankMe. Writes FILE's name with _spectrum.csv and _spectrum.png,
-and with --subset a diverse subset's row numbers as .npy.
+what batches of them look like. FILE, which is read in pieces, is one of
+  .npy, .npz, .pt, .safetensors   an array, or one of several (--key)
+  .parquet, a folder of them, or a pattern such as "train-*.parquet"
+                                  a column of lists (pip install pyarrow)
+  a folder                        of a data set that datasets' save_to_disk wrote (the same)
+  .faiss, .index                  (pip install faiss-cpu, if not flat)
+Rows are scaled to unit length, but for RankMe. Writes FILE's name with _spectrum.csv and
+_spectrum.png, and with --subset a diverse subset's row numbers as .npy.
 """
 
 
@@ -31,14 +36,20 @@ def run(file: Path, out: Path, *, key: str | None, subset: int | None, temperatu
         checks.integer(subset, "--subset", 1, len(z))
     found = diagnose(z, temperature=temperature, progress=_show if sys.stderr is not None and sys.stderr.isatty() else None)
     print(found.table(shown(file)))
-    spectrum = out / f"{file.stem}_spectrum.csv"
+    stem = name_of(file)
+    spectrum = out / f"{stem}_spectrum.csv"
     pairs = zip(found.spectrum.tolist(), found.centred_spectrum.tolist(), strict=True)
     write_csv(spectrum, ({"k": k, "eigenvalue": a, "centred": b} for k, (a, b) in enumerate(pairs, 1)))
     files = [spectrum, *drawn(spectrum.with_suffix(".png"), lambda path: found.plot(path, shown(file.name)))]
     if subset is not None:
-        files.append(out / f"{file.stem}_subset.npy")
+        files.append(out / f"{stem}_subset.npy")
         _write_subset(files[-1], z[:], subset)
     print(f"\nTook {time.monotonic() - began:.1f} s. Written: {', '.join(map(shown, files))}")
+
+
+def name_of(file: Path) -> str:
+    """What files about it are called: the folder, where it is a pattern of several files."""
+    return (file if file.exists() else file.parent).absolute().stem
 
 
 def _show(share: float) -> None:

@@ -1,9 +1,10 @@
-"""Embeddings on disk: .npy, .npz, .pt and .safetensors, read where they are wanted."""
+"""Embeddings on disk, of every kind of file, read where they are wanted."""
 
+import glob
 import os
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from spectral_kernels.checks import shortened
+from spectral_kernels.files.chunked_rows import open_folder, open_index, open_parquet, pick
 from spectral_kernels.files.pickled import Opaque
 from spectral_kernels.files.reading import FileError, from_json, one_line, opened, read_exactly
-from spectral_kernels.files.stored_rows import Place, StoredRows, swapped
+from spectral_kernels.files.stored_rows import FileRows, Place, StoredRows, swapped
 from spectral_kernels.files.torch_files import member_start, read_places
 
 HEADER = 2**25  # bytes of the longest header of a .safetensors file
@@ -24,26 +26,43 @@ _SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 _NUMPY = {"f8": torch.float64, "f4": torch.float32, "f2": torch.float16}
 
 
-def open_embeddings(path: str | Path, key: str | None = None) -> StoredRows | Tensor:
+def open_embeddings(path: str | Path, key: str | None = None) -> FileRows | Tensor:
     """The (N, d) embeddings of a file; nothing of them is read yet, but where they do not lie row by row or are compressed.
 
     Args:
-        path: .npy; .npz; .pt or .pth (a tensor, or a mapping of names to tensors and whatever else); .safetensors.
-        key: which tensor of a mapping, .npz or .safetensors file; None: the only one.
+        path: .npy; .npz; .pt or .pth (a tensor, or a mapping of names to tensors and whatever else); .safetensors; .parquet, a
+            folder of such files or a pattern with * (a column of lists, in the order of the files' names); a folder that
+            `datasets.Dataset.save_to_disk` wrote; .faiss or .index.
+        key: which tensor of a mapping, .npz or .safetensors file, which column of a table; None: the only one.
 
     Raises:
         FileNotFoundError: no such file. FileError, a ValueError: another kind of file, one that cannot be read, an unknown
-            key, or a tensor that is no (N, d) of floating numbers.
+            key, or a tensor that is no (N, d) of floating numbers. ModuleNotFoundError: what reads such a file (pyarrow, or
+            faiss for an index that is not flat) is not installed.
     """
     path = Path(path)
-    readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".pt": _pt, ".pth": _pt}
-    if path.suffix not in readers:
-        raise FileError(path, f"must be one of {', '.join(readers)}")
-    found = readers[path.suffix](path, key)
-    if isinstance(found, Tensor):
+    readers: dict[str, Callable[[Path, str | None], Place | FileRows | Tensor]] = {
+        ".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".pt": _pt, ".pth": _pt, ".faiss": open_index,
+        ".index": open_index, ".parquet": lambda path, key: open_parquet(path, [path], key),
+    }  # fmt: skip
+    reader = readers.get(path.suffix)
+    if (reader is None or path.suffix == ".parquet") and _is_folder(path):
+        reader = open_folder
+    if reader is None:
+        raise FileError(path, f"must be a folder, or one of {', '.join(readers)}")
+    found = reader(path, key)
+    if not isinstance(found, Place):
         return found
     rows = StoredRows(path, found)
     return rows if found.strides[1] == 1 else rows[:]
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a pattern that names files, and not one of them by its own name."""
+    try:
+        return path.is_dir() or (not path.exists() and any(glob.iglob(os.fspath(path), recursive=True)))
+    except (OSError, ValueError):
+        return False
 
 
 def _npy(path: Path, key: str | None) -> Place:
@@ -95,7 +114,7 @@ def _npz(path: Path, key: str | None) -> Place | Tensor:
 
 def _member(path: Path, key: str | None, file: BinaryIO, archive: zipfile.ZipFile) -> Place | Tensor:
     names = [name.removesuffix(".npy") for name in archive.namelist()]
-    entry = archive.getinfo(f"{_pick(path, names, key)}.npy")
+    entry = archive.getinfo(f"{pick(path, names, key)}.npy")
     if entry.compress_size > os.fstat(file.fileno()).st_size:
         raise FileError(path, f"is truncated: {entry.compress_size} bytes are expected")
     with archive.open(entry) as member:
@@ -126,7 +145,7 @@ def _pt(path: Path, key: str | None) -> Place:
     found = read_places(path, lenient=True)
     if isinstance(found, Mapping):
         names = [name for name, value in found.items() if isinstance(value, Place) and isinstance(name, str)]
-        found = found[_pick(path, names, key)]
+        found = found[pick(path, names, key)]
     elif key is not None:
         raise FileError(
             path, f"holds one {'tensor' if isinstance(found, Place) else type(found).__name__}, no key {key!r}"
@@ -146,7 +165,7 @@ def _safetensors(path: Path, key: str | None) -> Place:
     try:
         header = from_json(content.decode())
         names = [name for name in header if name != "__metadata__"]
-        entry = header[_pick(path, names, key)]
+        entry = header[pick(path, names, key)]
         kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if type(shape) is not list or any(
             type(size) is not int or not 0 <= size < 2**63 for size in (*shape, first, last)
@@ -162,12 +181,3 @@ def _safetensors(path: Path, key: str | None) -> Place:
     if place.span != last - first:
         raise FileError(path, f"cannot be read as .safetensors: {last - first} bytes for {kind} {shape}")
     return place
-
-
-def _pick(path: Path, names: list[str], key: str | None) -> str:
-    listed = ", ".join(repr(name[:60]) for name in names[:20]) + (", …" if len(names) > 20 else "") if names else "none"
-    if key is None and len(names) != 1:
-        raise FileError(path, f"holds {len(names)} tensors ({listed}): say which one with --key")
-    if key is not None and key not in names:
-        raise FileError(path, f"has no tensor {key!r}; there are: {listed}")
-    return names[0] if key is None else key

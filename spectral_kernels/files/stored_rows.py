@@ -2,6 +2,7 @@
 
 import math
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -43,37 +44,22 @@ class Place:
         return math.prod(self.shape) * self.dtype.itemsize > self.span
 
 
-class StoredRows:
-    """(N, d) floating numbers in a file, indexed as a tensor is, by a slice or by row numbers (k,) int64.
+class FileRows(ABC):
+    """(N, d) floating numbers in files, indexed as a tensor is, by a slice or by row numbers (k,) int64.
 
     Attributes:
         shape, dtype: as of a tensor.
-
-    Raises:
-        FileError: as it is made, not (N, d) floating numbers, or less of them in the file; while it is read, a file that was
-            changed or cut since.
     """
 
-    def __init__(self, path: Path, place: Place) -> None:
-        kind = str(place.dtype).removeprefix("torch.")
-        if place.dtype not in checks.FLOATING:
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        kind = str(dtype).removeprefix("torch.")
+        if dtype not in checks.FLOATING:
             raise FileError(path, f"must hold float64, float32, bfloat16 or float16, got {kind}")
-        if len(place.shape) != 2:
-            raise FileError(path, f"must have 2 dimensions, (N, d), got {place.shape}")
-        if 0 in place.shape:
-            raise FileError(path, f"holds no numbers: its shape is {place.shape}")
-        if len(place.shape) != len(place.strides) or min(place.strides) < 0:
-            raise FileError(path, f"has the shape {place.shape} and the strides {place.strides}")
-        if place.overlaps:
-            raise FileError(path, f"holds an expanded tensor {place.shape}, whose elements share memory")
-        self.path, self.shape, self.dtype = path, torch.Size(place.shape), place.dtype
-        self._place = place
-        with opened(path) as file:
-            self._version = _version(file)
-            if place.start + place.span > self._version[2]:
-                raise FileError(
-                    path, f"is truncated: {place.start + place.span} bytes are expected, it has {self._version[2]}"
-                )
+        if len(shape) != 2:
+            raise FileError(path, f"must have 2 dimensions, (N, d), got {shape}")
+        if 0 in shape:
+            raise FileError(path, f"holds no numbers: its shape is {shape}")
+        self.path, self.shape, self.dtype = path, torch.Size(shape), dtype
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -86,13 +72,39 @@ class StoredRows:
             return self._read([(start, max(stop, start))])
         return self._read([(row, row + 1) for row in rows.tolist()])
 
+    @abstractmethod
     def _read(self, parts: list[tuple[int, int]]) -> Tensor:
         """Rows first to last of each part."""
+
+
+class StoredRows(FileRows):
+    """Those of an array that lies in one file.
+
+    Raises:
+        FileError: as it is made, not (N, d) floating numbers, or less of them in the file; while it is read, a file that was
+            changed or cut since.
+    """
+
+    def __init__(self, path: Path, place: Place) -> None:
+        super().__init__(path, place.shape, place.dtype)
+        if len(place.shape) != len(place.strides) or min(place.strides) < 0:
+            raise FileError(path, f"has the shape {place.shape} and the strides {place.strides}")
+        if place.overlaps:
+            raise FileError(path, f"holds an expanded tensor {place.shape}, whose elements share memory")
+        self._place = place
+        with opened(path) as file:
+            self._version = version(file)
+            if place.start + place.span > self._version[2]:
+                raise FileError(
+                    path, f"is truncated: {place.start + place.span} bytes are expected, it has {self._version[2]}"
+                )
+
+    def _read(self, parts: list[tuple[int, int]]) -> Tensor:
         out = torch.empty(sum(last - first for first, last in parts), self.shape[1], dtype=self.dtype)
         stride, step = self._place.strides
         fill = self._fill if (stride, step) == (self.shape[1], 1) else self._fill_from_wider
         with opened(self.path) as file:
-            if _version(file) != self._version:
+            if version(file) != self._version:
                 raise FileError(self.path, "was changed while it was read")
             fill(file.fileno(), parts, out)
         return out
@@ -137,6 +149,7 @@ def swapped(content: Tensor, dtype: torch.dtype) -> Tensor:
     return content.reshape(-1, dtype.itemsize).flip(1).reshape(-1)
 
 
-def _version(file: BinaryIO) -> tuple[int, int, int, int]:
+def version(file: BinaryIO) -> tuple[int, int, int, int]:
+    """What changes when a file is cut, replaced or written to."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

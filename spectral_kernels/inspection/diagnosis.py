@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.files.stored_rows import StoredRows
+from spectral_kernels.files.stored_rows import FileRows
 from spectral_kernels.inspection.moments import moments
 from spectral_kernels.inspection.result import BATCH, DUPLICATE, Diagnosis
 from spectral_kernels.ops._rows import read_rows
@@ -23,7 +23,7 @@ BATCHES = 16
 
 
 def diagnose(
-    z: Tensor | StoredRows, *, temperature: float = 0.1, seed: int = 0, progress: Callable[[float], None] | None = None
+    z: Tensor | FileRows, *, temperature: float = 0.1, seed: int = 0, progress: Callable[[float], None] | None = None
 ) -> Diagnosis:
     """Diagnose embeddings: effective ranks of every order, spectra, near-duplicates, what batches of them look like.
 
@@ -43,7 +43,7 @@ def diagnose(
         ValueError: wrong shape or dtype; fewer than two rows; a row that holds NaN or Inf (the first one is named); only
             zero rows; temperature not above 0.
     """
-    if not isinstance(z, StoredRows):
+    if not isinstance(z, FileRows):
         z = checks.floating(z, "embeddings", ndim=2).detach()
     checks.positive(temperature, "temperature")
     rows, dim = z.shape
@@ -70,7 +70,7 @@ def diagnose(
     )  # fmt: skip
 
 
-def _pieces(z: Tensor | StoredRows, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def _pieces(z: Tensor | FileRows, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """First row and rows of each piece."""
     # what is made of float64 rows takes eight times the room
     step = max(1, CHUNK // z.shape[1] // (8 if dtype == torch.float64 else 1))
@@ -100,7 +100,7 @@ def _rankme(raw: Tensor) -> float:
     return float(rank_of_spectrum(singular(significant(raw)), 1.0))
 
 
-def _draw(z: Tensor | StoredRows, count: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+def _draw(z: Tensor | FileRows, count: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
     """`count` rows, or all, as unit rows."""
     if len(z) <= count:
         return read_rows(z[:].cpu(), True, dtype)
@@ -114,7 +114,7 @@ def _uniformity(sample: Tensor) -> float:
 
 
 def _duplicates(
-    z: Tensor | StoredRows, generator: torch.Generator, tell: Callable[[float], None]
+    z: Tensor | FileRows, generator: torch.Generator, tell: Callable[[float], None]
 ) -> tuple[float, float, int]:
     """Share of rows with another one within `DUPLICATE`, its standard error, and of how many rows."""
     exact = len(z) <= SAMPLE
@@ -133,7 +133,7 @@ def _duplicates(
 
 
 def _batches(
-    z: Tensor | StoredRows, temperature: float, generator: torch.Generator
+    z: Tensor | FileRows, temperature: float, generator: torch.Generator
 ) -> tuple[float | None, float | None, float | None]:
     if len(z) < 2 * BATCH:
         return None, None, None
