@@ -155,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--key", metavar="NAME", help="which tensor of a file, or column of a table")
     command.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where to write (default: here)")
     command.add_argument("--subset", type=int, metavar="K", help="write the row numbers of a diverse subset of K rows")
+    text = "least cosine of the near-duplicates listed (default: 0.98)"
+    command.add_argument("--duplicates", type=float, default=0.98, metavar="COSINE", help=text)
     command.add_argument("--temperature", type=float, default=0.1, metavar="τ", help="of the softmax (default: 0.1)")
     text = "Run bench/run.py of the source tree; what follows is handed on to it."
     add("bench", _bench, "time the operations against references", text).set_defaults(handed_on=[])
@@ -235,8 +237,8 @@ def _variance(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    given = arguments
-    inspect.run(given.file, given.out, key=given.key, subset=given.subset, temperature=given.temperature)
+    options = {name: getattr(arguments, name) for name in ("key", "subset", "temperature", "duplicates")}
+    inspect.run(arguments.file, arguments.out, **options)
 
 
 def _open(arguments: argparse.Namespace, command: str, defaults: Sequence[str] = ()) -> tuple[Config, Path]:

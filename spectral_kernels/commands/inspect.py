@@ -12,6 +12,7 @@ from spectral_kernels.files.embeddings import open_embeddings
 from spectral_kernels.files.reading import shown
 from spectral_kernels.files.writing import replacing, write_csv
 from spectral_kernels.inspection.diagnosis import diagnose
+from spectral_kernels.inspection.duplicates import Pairs, near_duplicates
 from spectral_kernels.ops._rows import NORM_FLOOR
 from spectral_kernels.ops.greedy import greedy_select
 
@@ -24,23 +25,31 @@ what batches of them look like. FILE, which is read in pieces, is one of
   a folder                        of a data set that datasets' save_to_disk wrote (the same)
   .faiss, .index                  (pip install faiss-cpu, if not flat)
 Rows are scaled to unit length, but for RankMe. Writes FILE's name with _spectrum.csv and
-_spectrum.png, and with --subset a diverse subset's row numbers as .npy.
+_spectrum.png, with _duplicates.csv (pairs of rows within a cosine, of which the earlier is the one
+to keep; of more than 200,000 rows, pairs among as many drawn), and with --subset a diverse
+subset's row numbers as .npy.
 """
 
 
-def run(file: Path, out: Path, *, key: str | None, subset: int | None, temperature: float) -> None:
+def run(
+    file: Path, out: Path, *, key: str | None, subset: int | None, temperature: float, duplicates: float
+) -> None:
     """Read, print, write."""
     began = time.monotonic()
     z = open_embeddings(file, key)
     if subset is not None:
         checks.integer(subset, "--subset", 1, len(z))
-    found = diagnose(z, temperature=temperature, progress=_show if sys.stderr is not None and sys.stderr.isatty() else None)
-    print(found.table(shown(file)))
-    stem = name_of(file)
+    checks.number(duplicates, "--duplicates", "above 0 and at most 1", lambda x: 0 < x <= 1)
+    progress, stem = (shown_share if sys.stderr is not None and sys.stderr.isatty() else None), name_of(file)
+    found = diagnose(z, temperature=temperature, progress=progress)
+    pairs = near_duplicates(z, threshold=duplicates, progress=progress)
+    print(f"{found.table(shown(file))}\n{pairs.line()}")
     spectrum = out / f"{stem}_spectrum.csv"
-    pairs = zip(found.spectrum.tolist(), found.centred_spectrum.tolist(), strict=True)
-    write_csv(spectrum, ({"k": k, "eigenvalue": a, "centred": b} for k, (a, b) in enumerate(pairs, 1)))
+    values = zip(found.spectrum.tolist(), found.centred_spectrum.tolist(), strict=True)
+    write_csv(spectrum, ({"k": k, "eigenvalue": a, "centred": b} for k, (a, b) in enumerate(values, 1)))
     files = [spectrum, *drawn(spectrum.with_suffix(".png"), lambda path: found.plot(path, shown(file.name)))]
+    files.append(out / f"{stem}_duplicates.csv")
+    _write_pairs(files[-1], pairs)
     if subset is not None:
         files.append(out / f"{stem}_subset.npy")
         _write_subset(files[-1], z[:], subset)
@@ -52,8 +61,16 @@ def name_of(file: Path) -> str:
     return (file if file.exists() else file.parent).absolute().stem
 
 
-def _show(share: float) -> None:
+def shown_share(share: float) -> None:
+    """A share of the work, on one line of a terminal."""
     print(f"\r{100 * share:3.0f} %", end="\r" if share >= 1 else "", file=sys.stderr, flush=True)
+
+
+def _write_pairs(path: Path, pairs: Pairs) -> None:
+    with replacing(path) as file:
+        file.write(b"keep,duplicate,cosine\n")
+        for (keep, other), cosine in zip(pairs.rows.tolist(), pairs.cosines.tolist(), strict=True):
+            file.write(f"{keep},{other},{cosine:.6f}\n".encode())
 
 
 def _write_subset(path: Path, z: torch.Tensor, subset: int) -> None:

@@ -16,7 +16,7 @@ from spectral_kernels.ops.effective_rank.error import effective_rank_error
 from spectral_kernels.ops.greedy import greedy_select
 from spectral_kernels.theory.band import gradient_band
 
-CHUNK = 2**25  # elements at a time: 128 MB in float32
+CHUNK = 2**22  # elements at a time: 16 MB in float32
 SAMPLE, POOL = 4096, 16384
 QUERIES = 512
 BATCHES = 16
@@ -27,7 +27,7 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose embeddings: effective ranks of every order, spectra, near-duplicates, what batches of them look like.
 
-    They are read twice, in pieces, of which 128 MB are held at a time; nothing of size N² is made. Rows of any scale.
+    They are read twice, in pieces of 16 MB; nothing of size N² is made. Rows of any scale.
 
     Args:
         z: (N, d), float64, float32, bfloat16 or float16; may be memory-mapped, or on any device, or in a file
@@ -72,8 +72,8 @@ def diagnose(
 
 def _pieces(z: Tensor | FileRows, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """First row and rows of each piece."""
-    # what is made of float64 rows takes eight times the room
-    step = max(1, CHUNK // z.shape[1] // (8 if dtype == torch.float64 else 1))
+    # what is made of float64 rows takes several times the room, and so do cosines with the queries
+    step = max(1, CHUNK // max(z.shape[1], QUERIES) // (2 if dtype == torch.float64 else 1))
     for first in range(0, len(z), step):
         yield first, z[first : first + step].cpu().to(dtype)
 
@@ -108,9 +108,11 @@ def _draw(z: Tensor | FileRows, count: int, generator: torch.Generator, dtype: t
 
 
 def _uniformity(sample: Tensor) -> float:
-    cosines = sample @ sample.mT
-    rows, columns = torch.triu_indices(len(sample), len(sample), 1)
-    return float((-4 * (1 - cosines[rows, columns])).exp().mean().log())
+    total, n = 0.0, len(sample)
+    for first in range(0, n, QUERIES):
+        cosines = sample[first : first + QUERIES] @ sample[first:].mT
+        total += float((-4 * (1 - cosines)).exp().triu(1).sum())
+    return math.log(total / (n * (n - 1) / 2))
 
 
 def _duplicates(
