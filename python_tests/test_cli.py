@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> tup
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([name, "--help"] for name in ("train", "compare", "band", "variance", "inspect", "bench"))]
+    "words", [["--help"], *([name, "--help"] for name in ("train", "compare", "band", "variance", "inspect", "order", "bench"))]
 )
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -34,7 +34,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert len(out) > 200
     assert max(map(len, out.splitlines())) <= 100
-    if words[0] not in ("bench", "inspect"):
+    if words[0] not in ("bench", "inspect", "order"):
         assert "spectral-kernels" in out
         assert "train.steps=" in out
 

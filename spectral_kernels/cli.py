@@ -13,7 +13,7 @@ from pathlib import Path
 
 import spectral_kernels
 from spectral_kernels import plots
-from spectral_kernels.commands import band, inspect, variance
+from spectral_kernels.commands import band, inspect, order, variance
 from spectral_kernels.figures import drawn
 from spectral_kernels.files import lock
 from spectral_kernels.files.reading import printable, shown
@@ -44,6 +44,8 @@ examples:
   spectral-kernels compare                  three strategies on Fashion-MNIST, in minutes
   spectral-kernels compare train.steps=200  the same, shorter
   spectral-kernels train --config fashion_mnist selection.strategy=random
+  spectral-kernels inspect z.npy            what embeddings are like, duplicates, a diverse subset
+  spectral-kernels order z.npy --batch-size 256   diverse batches of an epoch, for any loader
   spectral-kernels bench                    time the operations (from a source tree)
 
 `spectral-kernels COMMAND --help` says more. The package itself is used from Python:
@@ -158,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     text = "least cosine of the near-duplicates listed (default: 0.98)"
     command.add_argument("--duplicates", type=float, default=0.98, metavar="COSINE", help=text)
     command.add_argument("--temperature", type=float, default=0.1, metavar="τ", help="of the softmax (default: 0.1)")
+    command = add("order", _order, "batches of an epoch, chosen by embeddings from a file", order.HELP)
+    command.add_argument("file", type=Path, metavar="FILE", help="of embeddings, as for inspect")
+    command.add_argument("--batch-size", type=int, required=True, metavar="B", help="rows of a batch")
+    command.add_argument("--key", metavar="NAME", help="which tensor of a file, or column of a table")
+    command.add_argument("--labels", type=Path, metavar="FILE", help="whole numbers, one a row: .npy, .csv or .txt")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="another one gives another epoch (default: 0)")
+    command.add_argument("--out", type=Path, metavar="FILE", help=".npy or .jsonl (default: FILE's name_order.npy, here)")
     text = "Run bench/run.py of the source tree; what follows is handed on to it."
     add("bench", _bench, "time the operations against references", text).set_defaults(handed_on=[])
     add(
@@ -239,6 +248,11 @@ def _variance(arguments: argparse.Namespace) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     options = {name: getattr(arguments, name) for name in ("key", "subset", "temperature", "duplicates")}
     inspect.run(arguments.file, arguments.out, **options)
+
+
+def _order(arguments: argparse.Namespace) -> None:
+    options = {name: getattr(arguments, name) for name in ("key", "labels", "seed", "out")}
+    order.run(arguments.file, arguments.batch_size, **options)
 
 
 def _open(arguments: argparse.Namespace, command: str, defaults: Sequence[str] = ()) -> tuple[Config, Path]:

@@ -95,9 +95,12 @@ class _BankBatchSampler(BaseBatchSampler):
             if len(order) == int(seen.sum()):
                 return order
         rows = progress.shard.to(self.bank.device)
-        order = by_commonness(self.bank.embeddings, rows[seen[rows]])  # equal ones in the epoch's order
+        order = self._sorted(rows[seen[rows]])  # equal ones in the epoch's order
         orders.append((progress.batch, order))
         return order
+
+    def _sorted(self, rows: Tensor) -> Tensor:
+        return by_commonness(self.bank.embeddings, rows)
 
     def _explored(self, progress: Progress, size: int, rows_left: int, generator: torch.Generator) -> Tensor:
         """Random rows left that have no embedding, those retired meanwhile too: their share of the batch, rounded up."""

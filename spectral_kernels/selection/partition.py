@@ -34,14 +34,19 @@ def by_commonness(embeddings: Tensor, rows: Tensor) -> Tensor:
     return rows[commonness.argsort(stable=True)]
 
 
-def from_strata(order: Tensor, k: int, m: int | None, generator: torch.Generator) -> Tensor:
-    """Cut an order (r,) into k strata, as equal as may be, and draw m rows from each, with replacement; None lists them all.
+def from_strata(
+    order: Tensor, k: int, m: int | None, generator: torch.Generator, edges: Tensor | None = None
+) -> Tensor:
+    """Cut an order (r,) into k strata and draw m rows from each, with replacement; None lists them all.
+
+    The strata are as equal as may be, or between the `edges` (k + 1,).
 
     Returns:
         (k, m) or (k, ⌈r/k⌉), the strata in random order; where all are listed, each begins with a random row of its own, and
         shorter ones go round once more.
     """
-    edges = torch.arange(k + 1) * len(order) // k
+    if edges is None:
+        edges = torch.arange(k + 1) * len(order) // k
     strata = torch.randperm(k, generator=generator)
     low, size = edges[strata, None], (edges[1:] - edges[:-1])[strata, None]
     uniform = torch.rand(k, 1 if m is None else m, generator=generator, dtype=torch.float64)
