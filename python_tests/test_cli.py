@@ -25,7 +25,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> tup
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([name, "--help"] for name in ("train", "compare", "band", "variance", "inspect", "order", "bench"))]
+    "words",
+    [["--help"], *([name, "--help"] for name in ("train", "compare", "band", "variance", "inspect", "order", "bench"))],
 )
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

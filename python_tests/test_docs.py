@@ -138,3 +138,13 @@ def test_files_that_pages_name_exist() -> None:
             if path.startswith("test_") and not list((ROOT / "python_tests").rglob(path)):
                 missing.append(f"{name(document)}: {path}")
     assert not missing
+
+
+def test_tests_that_the_integrations_name_exist() -> None:
+    text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| [\w-]+ \d", line)]
+    named = [(file, re.findall(r"`(test_\w+)`", row)) for row in rows for file in re.findall(r"`(test_\w+\.py)`", row)]
+    assert len(rows) == len(named) >= 10
+    for file, names in named:
+        source = (ROOT / "python_tests" / "integrations" / file).read_text(encoding="utf-8")
+        assert not [name for name in names if f"def {name}(" not in source]

@@ -165,8 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=int, required=True, metavar="B", help="rows of a batch")
     command.add_argument("--key", metavar="NAME", help="which tensor of a file, or column of a table")
     command.add_argument("--labels", type=Path, metavar="FILE", help="whole numbers, one a row: .npy, .csv or .txt")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="another one gives another epoch (default: 0)")
-    command.add_argument("--out", type=Path, metavar="FILE", help=".npy or .jsonl (default: FILE's name_order.npy, here)")
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="another one gives another epoch (default: 0)"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help=".npy or .jsonl (default: FILE's name_order.npy, here)"
+    )
     text = "Run bench/run.py of the source tree; what follows is handed on to it."
     add("bench", _bench, "time the operations against references", text).set_defaults(handed_on=[])
     add(

@@ -17,8 +17,7 @@ def require(module: str, what: str, package: str | None = None, install: str = "
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{what} needs {package or module.partition('.')[0]}, which is not installed: "
-            f"pip install {install}"
+            f"{what} needs {package or module.partition('.')[0]}, which is not installed: pip install {install}"
         ) from error
 
 

@@ -71,7 +71,9 @@ OTHERS: dict[Any, Any] = {
 
 def flat_index(z: Tensor, kind: bytes = b"IxF2", metric: int = 1) -> bytes:
     """As FAISS writes one; python_tests/integrations/test_files.py has it from FAISS itself."""
-    head = kind + struct.pack("<iqqqbi", z.shape[1], len(z), 2**20, 2**20, 1, metric) + (b"" if metric < 2 else bytes(4))
+    head = (
+        kind + struct.pack("<iqqqbi", z.shape[1], len(z), 2**20, 2**20, 1, metric) + (b"" if metric < 2 else bytes(4))
+    )
     return head + struct.pack("<q", z.numel()) + z.numpy().tobytes()
 
 
@@ -232,12 +234,21 @@ def test_what_is_no_file(name: str, tmp_path: Path) -> None:
     "name, module, message",
     [
         ("z.parquet", "pyarrow", "reading parquet needs pyarrow, which is not installed: pip install pyarrow"),
-        ("state.json", "pyarrow", "reading a saved data set needs pyarrow, which is not installed: pip install pyarrow"),
+        (
+            "state.json",
+            "pyarrow",
+            "reading a saved data set needs pyarrow, which is not installed: pip install pyarrow",
+        ),
         ("z.faiss", "faiss", "is not flat needs faiss, which is not installed: pip install faiss-cpu"),
     ],
 )
 def test_what_reads_it_is_missing(
-    name: str, module: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    module: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for loaded in [one for one in sys.modules if one.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, loaded)

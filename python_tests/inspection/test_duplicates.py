@@ -22,7 +22,9 @@ def embeddings(n: int, d: int = 16, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, d, generator=generator)
     copies = torch.randint(n, (n // 3,), generator=generator)
-    z[torch.randint(n, (n // 3,), generator=generator)] = z[copies] * 5 + 0.3 * torch.randn(n // 3, d, generator=generator)
+    z[torch.randint(n, (n // 3,), generator=generator)] = z[copies] * 5 + 0.3 * torch.randn(
+        n // 3, d, generator=generator
+    )
     z[n // 2] = 0
     return z
 

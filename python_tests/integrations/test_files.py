@@ -123,7 +123,11 @@ def test_columns(tmp_path: Path) -> None:
     two = table(Z).append_column("w", column(Z + 1, True))
     pq.write_table(two, tmp_path / "z.parquet")
     check(open_embeddings(tmp_path / "z.parquet", "w"), Z + 1)
-    for key, message in ((None, r"holds 2 columns.*\('z', 'w'\)"), ("id", "has no column 'id'"), ("z.list", "has no column")):
+    for key, message in (
+        (None, r"holds 2 columns.*\('z', 'w'\)"),
+        ("id", "has no column 'id'"),
+        ("z.list", "has no column"),
+    ):
         with pytest.raises(FileError, match=message):
             open_embeddings(tmp_path / "z.parquet", key)
 
@@ -198,7 +202,12 @@ def test_files_that_claim_more_than_they_hold(tmp_path: Path) -> None:
         open_embeddings(tmp_path / "z.parquet")
     datasets.Dataset(table(Z)).save_to_disk(tmp_path / "z")
     state = json.loads((tmp_path / "z" / "state.json").read_text())
-    for wrong in ({"_data_files": [{"filename": "../z.arrow"}]}, {"_data_files": 3}, [], {"_data_files": [{"filename": ".."}]}):
+    for wrong in (
+        {"_data_files": [{"filename": "../z.arrow"}]},
+        {"_data_files": 3},
+        [],
+        {"_data_files": [{"filename": ".."}]},
+    ):
         (tmp_path / "z" / "state.json").write_text(json.dumps(state | wrong if isinstance(wrong, dict) else wrong))
         with pytest.raises(FileError, match=r"names files outside|is not what datasets writes"):
             open_embeddings(tmp_path / "z")
@@ -239,7 +248,9 @@ def test_memory_is_bounded(kind: str, tmp_path: Path) -> None:
             rows = 2**20 if kind == "one row group" else 2**18
             pq.write_table(whole.slice(i * rows, rows), tmp_path / "z" / f"{i}.parquet", row_group_size=2**20)
     expected = float(z.double().square().sum())
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "z")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "z")], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     rows, total, rise = done.stdout.split()
     assert int(rows) == 2**20 and float(total) == pytest.approx(expected)

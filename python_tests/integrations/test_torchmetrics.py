@@ -30,7 +30,9 @@ def batches(dtype: torch.dtype = torch.float32, rank: int = 0) -> list[Tensor]:
 
 
 def options() -> list[dict[str, Any]]:
-    return [{"order": order, "center": c, "normalize": n} for order in ORDERS for c in (False, True) for n in (False, True)]
+    return [
+        {"order": order, "center": c, "normalize": n} for order in ORDERS for c in (False, True) for n in (False, True)
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,7 +102,9 @@ def test_rows_without_spread() -> None:
     assert metric.compute() == 0
     raw = EffectiveRank(D, normalize=False, order=2)
     raw.update(batches()[3] * 1e-37)
-    torch.testing.assert_close(raw.compute(), sk.effective_rank(batches()[3], normalize=False, order=2), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        raw.compute(), sk.effective_rank(batches()[3], normalize=False, order=2), rtol=1e-5, atol=0
+    )
 
 
 def test_bad_rows() -> None:

@@ -31,9 +31,7 @@ subset's row numbers as .npy.
 """
 
 
-def run(
-    file: Path, out: Path, *, key: str | None, subset: int | None, temperature: float, duplicates: float
-) -> None:
+def run(file: Path, out: Path, *, key: str | None, subset: int | None, temperature: float, duplicates: float) -> None:
     """Read, print, write."""
     began = time.monotonic()
     z = open_embeddings(file, key)

@@ -79,7 +79,9 @@ def read_labels(path: Path, rows: int) -> Tensor:
         try:
             found = numpy.load(io.BytesIO(read_bytes(path, LABELS)), allow_pickle=False)
             if not isinstance(found, numpy.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu":
-                raise ValueError(f"its shape is {getattr(found, 'shape', None)}, its type {getattr(found, 'dtype', None)}")
+                raise ValueError(
+                    f"its shape is {getattr(found, 'shape', None)}, its type {getattr(found, 'dtype', None)}"
+                )
             labels = torch.from_numpy(found.astype(numpy.int64))
         except (FileError, FileNotFoundError):
             raise
@@ -96,7 +98,9 @@ def read_labels(path: Path, rows: int) -> Tensor:
                 values.append(value)
             except ValueError:
                 if number > 1 or path.suffix == ".txt":
-                    raise FileError(path, f"must have one whole number a line, but line {number} is {line!r:.60}") from None
+                    raise FileError(
+                        path, f"must have one whole number a line, but line {number} is {line!r:.60}"
+                    ) from None
         labels = torch.tensor(values, dtype=torch.int64)
     else:
         raise FileError(path, "must be .npy, .csv or .txt")
@@ -126,7 +130,9 @@ def _ranks(bank: MemoryBank, batches: list[list[int]] | None, size: int) -> str:
     full = bank.n // size
     places = torch.linspace(0, full - 1, min(full, SHOWN)).round().long()
     if batches is None:
-        rows = torch.randperm(bank.n, generator=torch.Generator().manual_seed(0))[: full * size].reshape(full, size)[places]
+        rows = torch.randperm(bank.n, generator=torch.Generator().manual_seed(0))[: full * size].reshape(full, size)[
+            places
+        ]
     else:
         rows = torch.tensor([batches[place] for place in places.tolist()])
     ranks = batch_effective_rank(bank.embeddings, rows)

@@ -94,7 +94,13 @@ class _ColumnRows(ChunkedRows):
     """
 
     def __init__(
-        self, path: Path, groups: list[tuple[Path, int, int]], versions: dict[Path, Any], key: str, d: int, dtype: torch.dtype
+        self,
+        path: Path,
+        groups: list[tuple[Path, int, int]],
+        versions: dict[Path, Any],
+        key: str,
+        d: int,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__(path, [rows for *_, rows in groups], d, dtype)
         self._groups, self._versions, self._key = groups, versions, key
@@ -114,7 +120,9 @@ class _ColumnRows(ChunkedRows):
             part = column[first : first + most]
             values, lengths = part.flatten(), part.value_lengths().drop_null()
             if part.null_count or values.null_count or not set(lengths.unique().to_pylist()) <= {self.shape[1]}:
-                raise FileError(path, f"has rows in {self._key!r} without value, or of other lengths than {self.shape[1]}")
+                raise FileError(
+                    path, f"has rows in {self._key!r} without value, or of other lengths than {self.shape[1]}"
+                )
             # a copy: the array is the library's, and not to be written to
             numbers = numpy.array(values.to_numpy(zero_copy_only=False)).reshape(len(part), self.shape[1])
             yield torch.from_numpy(numbers)
@@ -178,7 +186,11 @@ def _column(path: Path, schema: Any, key: str | None) -> tuple[str, torch.dtype,
     fits = {}
     for field in schema:
         kind = field.type
-        if (inner := getattr(kind, "value_type", None)) is not None and str(inner) in _TYPES and hasattr(kind, "value_field"):
+        if (
+            (inner := getattr(kind, "value_type", None)) is not None
+            and str(inner) in _TYPES
+            and hasattr(kind, "value_field")
+        ):
             fits[field.name] = _TYPES[str(inner)], getattr(kind, "list_size", None)
     name = pick(path, list(fits), key, "columns of lists of floating numbers")
     return name, *fits[name]

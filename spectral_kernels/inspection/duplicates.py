@@ -50,7 +50,11 @@ class Pairs:
 
 
 def near_duplicates(
-    z: Tensor | FileRows, *, threshold: float = DUPLICATE, seed: int = 0, progress: Callable[[float], None] | None = None
+    z: Tensor | FileRows,
+    *,
+    threshold: float = DUPLICATE,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
 ) -> Pairs:
     """All pairs of rows whose cosine is at least `threshold`, but for float32's rounding; zero rows are in none.
 
