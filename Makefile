@@ -28,7 +28,8 @@ help:
 	@echo "make demo    compare three batch selectors on Fashion-MNIST: table, CSV, JSON and plot in demo_output/"
 	@echo "make test    the quick tests (PYTEST_ARGS='-k greedy' for some of them)"
 	@echo "make bench   time the ops against torch and the libraries one would install instead (BENCH_ARGS)"
-	@echo "make sentences, graph, lightning, lightly, ddp   the examples: MiniLM, WordNet's graph, Lightning, lightly, torchrun"
+	@echo "make sentences, lightning, accelerate, trainer   a sampler in the trainer of sentence-transformers, Lightning, ..."
+	@echo "make lightly, ddp, graph   in a loop of lightly's parts, of one's own under torchrun, on WordNet's graph"
 	@echo "make lint    ruff, mypy --strict, clang-format"
 	@echo "make aot     compile the Triton kernels for GPUs that need not be there, and check spills, loads and matrix instructions"
 	@echo "make check   the long tests: slow ones, property hunts, every CPU path, the oldest and newest torch, sanitizers"
@@ -47,10 +48,15 @@ test: $(VENV)/package.stamp
 bench: $(VENV)/package.stamp $(PEERS)/stamp
 	PYTHONPATH=. $(PEERS)/bin/python bench/run.py $(BENCH_ARGS)
 
-.PHONY: sentences graph lightning lightly ddp
-lightning: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
+.PHONY: sentences graph lightning accelerate trainer lightly ddp
+lightning trainer: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
 	tools/fetch_fashion_mnist.sh
-	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/lightning_simclr.py
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/$@_simclr.py
+
+accelerate: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
+	tools/fetch_fashion_mnist.sh
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(INTEGRATIONS)/bin/python -m torch.distributed.run --nproc-per-node 2 \
+	    examples/accelerate_simclr.py
 
 # apart from Lightning, which imports torchvision where it is, whose binary part wants torch's own kind
 lightly: $(VENV)/package.stamp $(PEERS)/stamp
@@ -59,7 +65,7 @@ lightly: $(VENV)/package.stamp $(PEERS)/stamp
 
 sentences: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
 	tools/fetch_wordnet.sh
-	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/sentences.py
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/sentence_transformers_wordnet.py
 
 ddp: $(VENV)/package.stamp
 	tools/fetch_fashion_mnist.sh
@@ -87,7 +93,7 @@ lint: $(VENV)/package.stamp
 check: check-slow check-properties check-paths check-torch check-sanitize check-races check-peers check-integrations \
     check-examples
 
-check-examples: graph sentences lightning lightly ddp
+check-examples: graph sentences lightning accelerate trainer lightly ddp
 
 check-slow: $(VENV)/package.stamp
 	$(PYTHON) -m pytest python_tests -q -m slow $(PYTEST_ARGS)

@@ -10,6 +10,7 @@ who get an error in the place of an operator: the package itself asks for the to
 import importlib
 import runpy
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,4 +32,5 @@ def make_importable() -> None:
 if __name__ == "__main__":
     make_importable()
     del sys.argv[0]
+    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as Python does
     runpy.run_path(sys.argv[0], run_name="__main__")
