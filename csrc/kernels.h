@@ -36,6 +36,18 @@ struct Ahead {
   int64_t bytes;
 };
 
+/// Which others are negatives of an anchor: all but (row + skip[0]) and (row + skip[1]) modulo `period`, where `skip`
+/// is not -1, those that `mask` (rows, columns) says, and those of the anchor's group.
+struct Negatives {
+  int64_t skip[2];
+  int64_t period;
+  const bool* mask = nullptr;
+  int64_t mask_row = 0, mask_column = 0;
+  const int64_t* row_groups = nullptr;
+  const int64_t* column_groups = nullptr;
+  int64_t grouped = 0;  // columns from here on have no group
+};
+
 /// How the logits of a block of anchors against a block of others are read.
 template <class T>
 struct LogitBlock {
@@ -44,9 +56,7 @@ struct LogitBlock {
   int64_t rows, columns;
   int64_t first_row, first_column;  // of the whole problem
   T inverse_temperature;
-  // columns (row + skip[0]) and (row + skip[1]) modulo `period` are no negatives of a row; -1 for none
-  int64_t skip[2];
-  int64_t period;
+  Negatives negatives;
 };
 
 template <class T>

@@ -79,14 +79,17 @@ STABLE_TORCH_LIBRARY(spectral_kernels_cpp, m) {
   m.def(
       "cross_moment(Tensor left, Tensor right, Tensor? shift, bool center, bool upper)"
       " -> (Tensor, Tensor, Tensor)");
-  m.def("info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, str precision) -> (Tensor, Tensor)");
+  m.def(
+      "info_nce(Tensor query, Tensor key, Tensor? queue, float temperature, Tensor? mask, Tensor? groups,"
+      " Tensor? queue_groups, str precision) -> (Tensor, Tensor)");
   m.def(
       "info_nce_backward(Tensor grad, Tensor query, Tensor key, Tensor? queue, Tensor loss, Tensor lse,"
-      " float temperature, str precision, bool queue_gradient) -> (Tensor, Tensor, Tensor)");
-  m.def("nt_xent(Tensor z0, Tensor z1, float temperature, str precision) -> (Tensor, Tensor)");
+      " float temperature, Tensor? mask, Tensor? groups, Tensor? queue_groups, str precision, bool queue_gradient,"
+      " bool temperature_gradient) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("nt_xent(Tensor z0, Tensor z1, float temperature, Tensor? groups, str precision) -> (Tensor, Tensor)");
   m.def(
       "nt_xent_backward(Tensor grad, Tensor z0, Tensor z1, Tensor loss, Tensor lse, float temperature,"
-      " str precision) -> (Tensor, Tensor)");
+      " Tensor? groups, str precision, bool temperature_gradient) -> (Tensor, Tensor, Tensor)");
   m.def(
       "info_nce_grad_norms(Tensor query, Tensor key, Tensor? queue, float temperature, str loss, str precision)"
       " -> Tensor");

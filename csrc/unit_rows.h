@@ -87,12 +87,6 @@ struct UnitRows {
   }
 };
 
-/// Which others are negatives: all but (row + skip) modulo period.
-struct Negatives {
-  int64_t skip[2];
-  int64_t period;
-};
-
 /// similarity (kAnchors, columns) of anchors from `row` with others from `column`, and its description.
 template <class T>
 LogitBlock<T> logits(const UnitRows<T>& anchors, int64_t row, int64_t rows, const UnitRows<T>& others, int64_t column,
@@ -103,9 +97,7 @@ LogitBlock<T> logits(const UnitRows<T>& anchors, int64_t row, int64_t rows, cons
   kernel.multiply(anchors.row(row), anchors.width, round_up(rows, kernel.rows),
                   others.transposed.data() + column / kernel.panel * group, group, anchors.d, columns, similarity,
                   stride, false);
-  return {
-      similarity,      stride, rows, columns, row, column, inverse_temperature, {negatives.skip[0], negatives.skip[1]},
-      negatives.period};
+  return {similarity, stride, rows, columns, row, column, inverse_temperature, negatives};
 }
 
 template <class T>

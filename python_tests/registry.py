@@ -82,30 +82,59 @@ def _pairs(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, rows[: max(1, half - 1)].flip(-1)
 
 
-def _info_nce(z: Tensor, with_queue: bool) -> tuple[Any, ...]:
+def _left_out(query: Tensor, others: Tensor, how: str) -> tuple[Tensor | None, Tensor | None]:
+    """A mask, transposed in memory, that leaves the first anchor nothing; labels of which the rest of the others has none."""
+    mask = torch.rand((len(others), len(query)), generator=_generator()).mT < 0.3
+    mask[0] = True
+    labels = torch.randint(3, (len(query),), generator=_generator())
+    return mask if "mask" in how else None, labels if "groups" in how else None
+
+
+def _info_nce(z: Tensor, how: str) -> tuple[Any, ...]:
     query, key, queue = _pairs(z)
-    return query, key, queue if with_queue else None, TEMPERATURE, "ieee"
+    if "more" in how:
+        key = torch.cat([key, queue])
+    others = queue if "queue" in how else key
+    mask, groups = _left_out(query, others, how)
+    queue_groups = groups[: len(queue)].flip(0) if groups is not None and "queue" in how else None
+    return query, key, queue if "queue" in how else None, TEMPERATURE, mask, groups, queue_groups, "ieee"
 
 
-def _info_nce_backward(z: Tensor, with_queue: bool) -> tuple[Any, ...]:
-    query, key, queue, *options = _info_nce(z, with_queue)
+def _info_nce_backward(z: Tensor, how: str) -> tuple[Any, ...]:
+    query, key, queue, *options = _info_nce(z, how)
     wide = [None if part is None else part.double() for part in (query, key, queue)]
     loss, lse = (part.to(accumulation_dtype(z.dtype)) for part in infonce.info_nce(*wide, *options))
-    return _noise((len(query),), z), query, key, queue, loss, lse, *options, True
+    return _noise((len(query),), z), query, key, queue, loss, lse, *options, True, True
 
 
-def _nt_xent(z: Tensor) -> tuple[Any, ...]:
-    return *_pairs(z)[:2], TEMPERATURE, "ieee"
+def _own(z: Tensor, how: str) -> tuple[Any, ...]:
+    query, key, _ = _pairs(z)
+    negatives = torch.stack([key.roll(1, 0), query.roll(1, 1), key.flip(-1)], 1)
+    return query, key, negatives, TEMPERATURE, _left_out(query, negatives[0], how)[0]
 
 
-def _grad_norms(z: Tensor, with_queue: bool, loss: str) -> tuple[Any, ...]:
-    return *_info_nce(z, with_queue)[:4], loss, "ieee"
+def _sigmoid(z: Tensor) -> tuple[Any, ...]:
+    return *_pairs(z)[:2], TEMPERATURE, -1.5
 
 
-def _nt_xent_backward(z: Tensor) -> tuple[Any, ...]:
-    z0, z1, *options = _nt_xent(z)
+def _sigmoid_backward(z: Tensor) -> tuple[Any, ...]:
+    query, *rest = _sigmoid(z)
+    return _noise((len(query),), z), query, *rest
+
+
+def _nt_xent(z: Tensor, how: str) -> tuple[Any, ...]:
+    z0, z1, _ = _pairs(z)
+    return z0, z1, TEMPERATURE, _left_out(z0, z1, how)[1], "ieee"
+
+
+def _grad_norms(z: Tensor, how: str, loss: str) -> tuple[Any, ...]:
+    return *_info_nce(z, how)[:4], loss, "ieee"
+
+
+def _nt_xent_backward(z: Tensor, how: str) -> tuple[Any, ...]:
+    z0, z1, *options = _nt_xent(z, how)
     loss, lse = (part.to(accumulation_dtype(z.dtype)) for part in infonce.nt_xent(z0.double(), z1.double(), *options))
-    return _noise((2 * len(z0),), z), z0, z1, loss, lse, *options
+    return _noise((2 * len(z0),), z), z0, z1, loss, lse, *options, True
 
 
 def _whiten_backward(z: Tensor, method: str, center: bool) -> tuple[Any, ...]:
@@ -162,14 +191,19 @@ def _cases() -> list[Case]:
     for normalize in (False, True):
         label = "unit" if normalize else "asis"
         add("coding_rate", label, lambda z, u=normalize: (z, torch.tensor(0.5).double(), u), gradients=(0,))
-    add("info_nce", "batch", lambda z: _info_nce(z, False), gradients=(0, 1), least=2)
-    add("info_nce", "queue", lambda z: _info_nce(z, True), gradients=(0, 1, 2), least=2)
-    add("info_nce_backward", "batch", lambda z: _info_nce_backward(z, False), least=2)
-    add("info_nce_backward", "queue", lambda z: _info_nce_backward(z, True), least=2)
-    add("nt_xent", "", _nt_xent, gradients=(0, 1), least=2)
-    add("nt_xent_backward", "", _nt_xent_backward, least=2)
-    for label, queue, loss in (("batch", False, "info_nce"), ("queue", True, "info_nce"), ("views", False, "nt_xent")):
-        add("info_nce_grad_norms", label, lambda z, q=queue, k=loss: _grad_norms(z, q, k), least=2)
+    for how in ("batch", "queue", "mask", "more groups", "queue mask groups"):
+        places = (0, 1, 2, 3) if "queue" in how else (0, 1, 3)
+        add("info_nce", how, lambda z, how=how: _info_nce(z, how), gradients=places, least=2)
+        add("info_nce_backward", how, lambda z, how=how: _info_nce_backward(z, how), least=2)
+    for how in ("", "mask"):
+        add("info_nce_own", how, lambda z, how=how: _own(z, how), gradients=(0, 1, 2, 3), least=2)
+    for how in ("", "groups"):
+        add("nt_xent", how, lambda z, how=how: _nt_xent(z, how), gradients=(0, 1, 2), least=2)
+        add("nt_xent_backward", how, lambda z, how=how: _nt_xent_backward(z, how), least=2)
+    add("sigmoid_loss_rows", "", _sigmoid, gradients=(0, 1, 2, 3), least=2)
+    add("sigmoid_loss_rows_backward", "", _sigmoid_backward, least=2)
+    for how, loss in (("batch", "info_nce"), ("queue", "info_nce"), ("views", "nt_xent")):
+        add("info_nce_grad_norms", how, lambda z, how=how, k=loss: _grad_norms(z, how, k), least=2)
     for objective in ("effective_rank", "logdet"):
         for all_rows in (True, False):
             rows = "all" if all_rows else "draws"

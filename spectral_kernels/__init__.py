@@ -12,7 +12,7 @@ from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import batch_effective_rank, effective_rank, rankme
 from spectral_kernels.ops.effective_rank.error import effective_rank_error
 from spectral_kernels.ops.greedy import greedy_select
-from spectral_kernels.ops.infonce import info_nce, info_nce_grad_norms, nt_xent
+from spectral_kernels.ops.infonce import info_nce, info_nce_grad_norms, nt_xent, sigmoid_loss
 from spectral_kernels.ops.pool import pool_select
 from spectral_kernels.ops.spectrum import spectrum
 from spectral_kernels.ops.whitening import whiten
@@ -62,6 +62,7 @@ __all__ = [
     "pool_select",
     "rankme",
     "set_checks",
+    "sigmoid_loss",
     "spectrum",
     "use_backend",
     "whiten",

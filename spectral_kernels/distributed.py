@@ -20,6 +20,8 @@ from spectral_kernels.ops.covariance import covariance
 from spectral_kernels.ops.effective_rank import check_order, rank_of_spectrum, significant
 from spectral_kernels.ops.greedy import OBJECTIVES, SPARE_DRAWS
 from spectral_kernels.ops.greedy.reference import RIDGE, TIE, TIE_FLOOR
+from spectral_kernels.ops.infonce import info_nce
+from spectral_kernels.ops.infonce.arguments import check_rows, labels
 from spectral_kernels.selection import MemoryBank
 
 if not dist.is_available():
@@ -44,6 +46,60 @@ def gather_rows(z: Tensor, group: Group = None) -> Tensor:
     """
     z = checks.floating(z, "z", ndim=2)
     return torch.cat(collective.all_gather(z.contiguous(), group=group or dist.group.WORLD))
+
+
+def gathered_info_nce(
+    query: Tensor,
+    key: Tensor,
+    *,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    symmetric: bool = False,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    precision: str = "ieee",
+    backend: str | None = None,
+    group: Group = None,
+) -> Tensor:
+    """`info_nce` of this rank's queries whose negatives are the keys of all ranks: its own first, the others' behind them.
+
+    Memory is O(ranks · B · d), and a rank does a share of the work, where `info_nce(gather_rows(query), gather_rows(key))`
+    does all of it everywhere. The loss of one process is the mean over ranks (of "mean"), and its gradients are those that
+    DistributedDataParallel averages, a learned temperature's included.
+
+    Args:
+        query, key: (B, d), the same shape on every rank.
+        mask: bool (B, ranks · B), True where a pair is left out of the negatives; columns in the order of the keys: this
+            rank's, then those of ranks 0, 1, ... without it. Not with symmetric, whose other half is on other ranks.
+        groups: (B,) whole numbers: keys of an anchor's own group, on any rank, are none of its negatives.
+        symmetric: the mean with the loss of this rank's keys against the queries of all ranks.
+        temperature, reduction, precision, backend: as in `info_nce`.
+
+    Returns:
+        Scalar, or (B,) unreduced, of this rank's queries.
+
+    Raises:
+        ValueError: what `info_nce` raises; mask with symmetric.
+    """
+    if symmetric and mask is not None:
+        raise ValueError("mask does not go with symmetric here: its other half is on other ranks")
+    query, key, _ = check_rows(query, "query", key, "key", alone=dist.get_world_size(group) > 1)
+    found = labels(groups, "groups", (len(query),), query)
+    everyones = None if found is None else torch.cat(_own_first(list(_gather(found, group).split(len(query))), group))
+
+    def one_way(anchors: Tensor, others: Tensor) -> Tensor:
+        parts = list(collective.all_gather(others.contiguous(), group=group or dist.group.WORLD))
+        return info_nce(
+            anchors, torch.cat(_own_first(parts, group)), mask=mask, groups=everyones, temperature=temperature,
+            reduction=reduction, precision=precision, backend=backend,
+        )  # fmt: skip
+
+    loss = one_way(query, key)
+    return (loss + one_way(key, query)) / 2 if symmetric else loss
+
+
+def _own_first(parts: list[Tensor], group: Group) -> list[Tensor]:
+    return [parts.pop(dist.get_rank(group)), *parts]
 
 
 def _sum(value: Tensor, group: Group) -> Tensor:

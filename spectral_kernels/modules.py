@@ -72,41 +72,84 @@ class Whitening(nn.Module):
         )
 
 
-class NTXentLoss(nn.Module):
-    """`nt_xent` as a module: `criterion(z0, z1)`.
+class _Loss(nn.Module):
+    """A temperature, fixed or learned: as ln τ, so that no step makes it negative and weight decay pulls it to 1."""
+
+    log_temperature: nn.Parameter | None
+
+    def __init__(self, temperature: float, learnable_temperature: bool, backend: str | None) -> None:
+        super().__init__()
+        self._fixed = checks.positive(temperature, "temperature")
+        start = torch.tensor(self._fixed).log()
+        self.register_parameter("log_temperature", nn.Parameter(start) if learnable_temperature else None)
+        self.backend = backend
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """τ: a number, or a scalar tensor where it is learned."""
+        return self._fixed if self.log_temperature is None else self.log_temperature.exp()
+
+    def extra_repr(self) -> str:
+        if self.log_temperature is None:
+            return f"temperature={self.temperature}"
+        return f"temperature={self.log_temperature.exp().item():.4g}, learnable_temperature=True"
+
+
+class NTXentLoss(_Loss):
+    """`nt_xent` as a module: `criterion(z0, z1)`, or `criterion(z0, z1, groups=labels)`.
 
     Args:
         temperature: τ > 0.
+        learnable_temperature: τ is learned, from `temperature` on; the parameter is `log_temperature`, ln τ.
         backend: see `use_backend`.
     """
 
-    def __init__(self, temperature: float = 0.5, *, backend: str | None = None) -> None:
-        super().__init__()
-        self.temperature = checks.positive(temperature, "temperature")
-        self.backend = backend
+    def __init__(
+        self, temperature: float = 0.5, *, learnable_temperature: bool = False, backend: str | None = None
+    ) -> None:
+        super().__init__(temperature, learnable_temperature, backend)
 
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        return nt_xent(z0, z1, temperature=self.temperature, backend=self.backend)
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+    def forward(self, z0: Tensor, z1: Tensor, *, groups: Tensor | None = None) -> Tensor:
+        return nt_xent(z0, z1, groups=groups, temperature=self.temperature, backend=self.backend)
 
 
-class InfoNCELoss(nn.Module):
-    """`info_nce` as a module: `criterion(query, key)`, or `criterion(query, key, queue)` for MoCo.
+class InfoNCELoss(_Loss):
+    """`info_nce` as a module: `criterion(query, key)`, `criterion(query, key, queue)` for MoCo, and with its `negatives`,
+    `mask`, `groups` and `queue_groups` by name.
 
     Args:
         temperature: τ > 0.
+        learnable_temperature: τ is learned, from `temperature` on; the parameter is `log_temperature`, ln τ.
+        symmetric: as in `info_nce`.
         backend: see `use_backend`.
     """
 
-    def __init__(self, temperature: float = 0.1, *, backend: str | None = None) -> None:
-        super().__init__()
-        self.temperature = checks.positive(temperature, "temperature")
-        self.backend = backend
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        learnable_temperature: bool = False,
+        symmetric: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(temperature, learnable_temperature, backend)
+        self.symmetric = symmetric
 
-    def forward(self, query: Tensor, key: Tensor, queue: Tensor | None = None) -> Tensor:
-        return info_nce(query, key, queue=queue, temperature=self.temperature, backend=self.backend)
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        queue: Tensor | None = None,
+        *,
+        negatives: Tensor | None = None,
+        mask: Tensor | None = None,
+        groups: Tensor | None = None,
+        queue_groups: Tensor | None = None,
+    ) -> Tensor:
+        return info_nce(
+            query, key, queue=queue, negatives=negatives, mask=mask, groups=groups, queue_groups=queue_groups,
+            symmetric=self.symmetric, temperature=self.temperature, backend=self.backend,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+        return super().extra_repr() + (", symmetric=True" if self.symmetric else "")

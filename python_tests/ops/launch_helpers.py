@@ -33,9 +33,9 @@ def whitening_call(b: int, n: int, d: int, method: str) -> object:
 def loss_call(n: int, d: int, with_queue: bool) -> object:
     z, values = meta(n, d), meta(n)
     queue = meta(4096, d) if with_queue else None
-    infonce.info_nce(z, z, queue, 0.1, "ieee")
+    infonce.info_nce(z, z, queue, 0.1, None, None, None, "ieee")
     infonce.info_nce_grad_norms(z, z, queue, 0.1, "info_nce", "ieee")
-    return infonce.info_nce_backward(values, z, z, queue, values, values, 0.1, "ieee", with_queue)
+    return infonce.info_nce_backward(values, z, z, queue, values, values, 0.1, None, None, None, "ieee", with_queue, False)
 
 
 # by name: an op of b batches of n rows of d features
@@ -63,8 +63,8 @@ CALLS: dict[str, Callable[[int, int, int], object]] = {
     "greedy by log-determinant": lambda b, n, d: greedy_call(b, n, d, True, "logdet"),
     "info_nce": lambda _, n, d: loss_call(n, d, False),
     "info_nce with a queue": lambda _, n, d: loss_call(n, d, True),
-    "nt_xent": lambda _, n, d: infonce.nt_xent(meta(n, d), meta(n, d), 0.5, "ieee"),
+    "nt_xent": lambda _, n, d: infonce.nt_xent(meta(n, d), meta(n, d), 0.5, None, "ieee"),
     "nt_xent backward": lambda _, n, d: infonce.nt_xent_backward(
-        meta(2 * n), meta(n, d), meta(n, d), meta(2 * n), meta(2 * n), 0.5, "ieee"
+        meta(2 * n), meta(n, d), meta(n, d), meta(2 * n), meta(2 * n), 0.5, None, "ieee", False
     ),
 }

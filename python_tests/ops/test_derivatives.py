@@ -31,6 +31,20 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "whiten by iteration": lambda z: sk.whiten(z, shrinkage=0.1, method="newton_schulz").sin().sum(),
     "info_nce": lambda z: sk.info_nce(z, z.flip(0), temperature=0.5),
     "info_nce, queue": lambda z: sk.info_nce(z, z.flip(0), queue=z.sin(), temperature=0.5),
+    "info_nce, masked": lambda z: sk.info_nce(
+        z[:-1],
+        z.flip(0),
+        mask=torch.eye(len(z), dtype=torch.bool)[1:],
+        groups=torch.arange(len(z) - 1) // 2,
+        temperature=z[0, 0].square() + 0.5,
+    ),
+    "info_nce, own negatives": lambda z: sk.info_nce(
+        z, z.flip(0), negatives=torch.stack([z.sin(), z.roll(1, 0)], 1), temperature=z[0, 0].square() + 0.5
+    ),
+    "nt_xent, groups": lambda z: sk.nt_xent(
+        z, z.roll(1, 1), groups=torch.arange(len(z)) // 2, temperature=z[0, 0].square() + 0.5
+    ),
+    "sigmoid_loss": lambda z: sk.sigmoid_loss(z, z.flip(0), temperature=z[0, 0].square() + 0.5, bias=z[0, 1]),
     "nt_xent": lambda z: sk.nt_xent(z, z.roll(1, 0), temperature=0.5),
 }
 

@@ -160,7 +160,7 @@ def launched() -> list[Any]:
         covariance.covariance(z[None, :, :5], True, True, 0, "ieee")
         effective_rank.batch_effective_rank2(z, meta(3, 9, dtype=torch.int64), False, True)
         greedy.greedy_select(z[None], start, None, None, start[0], 1, "effective_rank", True)
-        infonce.nt_xent(z, z, 0.5, "ieee")
+        infonce.nt_xent(z, z, 0.5, None, "ieee")
         infonce.info_nce_grad_norms(z, z, None, 0.5, "info_nce", "ieee")
     return [record for record in records if "errors" in record.signature]
 

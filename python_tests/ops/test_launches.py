@@ -32,17 +32,18 @@ def watched() -> Iterator[tuple[list[Record], list[int]]]:
 def info_nce_calls(dtype: torch.dtype) -> dict[str, tuple[int, Callable[[], object]]]:
     """Launches granted, and the call, of every pass at B = 65536."""
     z, values, both = meta(B, D, dtype=dtype), meta(B), meta(2 * B)
-    rest = (values, values, 0.1, "ieee")
+    plain = (None, None, None, "ieee")
+    rest = (values, values, 0.1, *plain)
     return {
-        "info_nce": (1, lambda: infonce.info_nce(z, z, None, 0.1, "ieee")),
-        "info_nce backward": (2, lambda: infonce.info_nce_backward(values, z, z, None, *rest, False)),
-        "queue backward": (1, lambda: infonce.info_nce_backward(values, z, z, z, *rest, False)),
-        "queue backward, its own too": (2, lambda: infonce.info_nce_backward(values, z, z, z, *rest, True)),
-        "queue": (1, lambda: infonce.info_nce(z, z, z, 0.1, "ieee")),
+        "info_nce": (1, lambda: infonce.info_nce(z, z, None, 0.1, *plain)),
+        "info_nce backward": (2, lambda: infonce.info_nce_backward(values, z, z, None, *rest, False, True)),
+        "queue backward": (1, lambda: infonce.info_nce_backward(values, z, z, z, *rest, False, True)),
+        "queue backward, its own too": (2, lambda: infonce.info_nce_backward(values, z, z, z, *rest, True, True)),
+        "queue": (1, lambda: infonce.info_nce(z, z, z, 0.1, *plain)),
         "norms": (1, lambda: infonce.info_nce_grad_norms(z, z, None, 0.1, "info_nce", "ieee")),
         "norms of nt_xent": (1, lambda: infonce.info_nce_grad_norms(z, z, None, 0.1, "nt_xent", "ieee")),
-        "nt_xent": (1, lambda: infonce.nt_xent(z, z, 0.1, "ieee")),
-        "nt_xent backward": (2, lambda: infonce.nt_xent_backward(both, z, z, both, both, 0.1, "ieee")),
+        "nt_xent": (1, lambda: infonce.nt_xent(z, z, 0.1, None, "ieee")),
+        "nt_xent backward": (2, lambda: infonce.nt_xent_backward(both, z, z, both, both, 0.1, None, "ieee", True)),
     }
 
 

@@ -1,17 +1,24 @@
-"""Contrastive losses: InfoNCE (with in-batch negatives or a queue) and NT-Xent."""
+"""Contrastive losses: InfoNCE (with in-batch negatives, a queue or each query's own), NT-Xent and SigLIP's."""
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spectral_kernels import checks
 from spectral_kernels.dispatch import choose, define, differentiate, op
 from spectral_kernels.ops.covariance import PRECISIONS
 from spectral_kernels.ops.infonce import reference
-
-REDUCTIONS = ("mean", "sum", "none")
-LOSSES = ("info_nce", "nt_xent")
+from spectral_kernels.ops.infonce.arguments import LOSSES as LOSSES
+from spectral_kernels.ops.infonce.arguments import (
+    REDUCTIONS,
+    check_anchors,
+    check_rows,
+    labels,
+    left_out,
+    reduce,
+    scalar,
+)
+from spectral_kernels.ops.infonce.sigmoid import sigmoid_loss as sigmoid_loss
 
 
 def _check_info_nce(query: Tensor, key: Tensor, queue: Tensor | None, *_: Any) -> None:
@@ -26,74 +33,53 @@ def _check_nt_xent(z0: Tensor, z1: Tensor, *_: Any) -> None:
     checks.finite_rows(z1, "z1")
 
 
-define(
-    reference.info_nce,
-    check=_check_info_nce,
-)
-define(
-    reference.info_nce_backward,
-)
-define(
-    reference.nt_xent,
-    check=_check_nt_xent,
-)
-define(
-    reference.nt_xent_backward,
-)
-define(
-    reference.info_nce_grad_norms,
-    check=_check_info_nce,
-)
+define(reference.info_nce, check=_check_info_nce)
+define(reference.info_nce_backward)
+define(reference.info_nce_own, cpp="reference", triton=False)
+define(reference.nt_xent, check=_check_nt_xent)
+define(reference.nt_xent_backward)
+define(reference.info_nce_grad_norms, check=_check_info_nce)
+
+
+def _temperature_gradient(along: Tensor, temperature: Tensor, roles: int) -> Tensor:
+    """From u·∂L/∂u of each anchor, summed over its `roles`."""
+    return (along.sum() / (-roles * temperature.to(along))).to(temperature)
 
 
 def _info_nce_backward(
-    grad: Tensor, tensors: tuple[Tensor, ...], kept: tuple[Tensor, ...], options: tuple[Any, ...], wanted: Any
+    grad: Tensor, tensors: tuple[Tensor, ...], kept: tuple[Any, ...], options: tuple[Any, ...], wanted: Any
 ) -> tuple[Tensor | None, ...]:
+    query, key, queue, temperature = tensors
+    *left_out, loss, lse = kept
+    *_, precision, backend = options
     # MoCo's queue is a buffer: its gradient, most of the work, is left out
-    queue_gradient = wanted[2]
-    gradients = op("info_nce_backward")(grad, *tensors, *kept, *options[:-1], queue_gradient, options[-1])
-    return gradients[0], gradients[1], gradients[2] if queue_gradient else None
+    dquery, dkey, dqueue, along = op("info_nce_backward")(
+        grad, query, key, queue, loss, lse, temperature, *left_out, precision, wanted[2], wanted[3], backend
+    )
+    dtemperature = _temperature_gradient(along, temperature, 1) if wanted[3] else None
+    return dquery, dkey, dqueue if wanted[2] else None, dtemperature
 
 
 def _nt_xent_backward(
-    grad: Tensor, tensors: tuple[Tensor, ...], kept: tuple[Tensor, ...], options: tuple[Any, ...], _wanted: Any
-) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor, ...] = op("nt_xent_backward")(grad, *tensors, *kept, *options)
-    return gradients
+    grad: Tensor, tensors: tuple[Tensor, ...], kept: tuple[Any, ...], options: tuple[Any, ...], wanted: Any
+) -> tuple[Tensor | None, ...]:
+    z0, z1, temperature = tensors
+    groups, loss, lse = kept
+    *_, precision, backend = options
+    d0, d1, along = op("nt_xent_backward")(grad, z0, z1, loss, lse, temperature, groups, precision, wanted[2], backend)
+    return d0, d1, _temperature_gradient(along, temperature, 2) if wanted[2] else None
 
 
-differentiate("info_nce", tensors=3, keep=lambda inputs, outputs: outputs, backward=_info_nce_backward)
-differentiate("nt_xent", tensors=2, keep=lambda inputs, outputs: outputs, backward=_nt_xent_backward)
+# masks and labels are kept as saved tensors: torch then refuses a backward pass after one was changed
+differentiate("info_nce", tensors=4, keep=lambda inputs, outputs: (*inputs[4:7], *outputs), backward=_info_nce_backward)
+differentiate("info_nce_own", tensors=4)
+differentiate("nt_xent", tensors=3, keep=lambda inputs, outputs: (inputs[3], *outputs), backward=_nt_xent_backward)
 differentiate("info_nce_grad_norms", tensors=3, backward=None)
 
 
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
-
-
-def check_rows(
-    a: Tensor, a_name: str, b: Tensor, b_name: str, queue: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Two (B, d) tensors, and perhaps a queue (K, d), of one device and dtype; under autocast of the widest dtype."""
-    a, b = checks.floating(a, a_name, ndim=2), checks.floating(b, b_name, ndim=2)
-    if queue is not None:
-        queue = checks.floating(queue, "queue", ndim=2)
-    if torch.is_autocast_enabled(a.device.type):
-        dtype = torch.promote_types(a.dtype, b.dtype)
-        if queue is not None:
-            dtype = torch.promote_types(dtype, queue.dtype)
-            queue = queue.to(dtype)
-        a, b = a.to(dtype), b.to(dtype)
-    checks.same_features(a, a_name, b, b_name)
-    if a.shape[0] != b.shape[0]:
-        raise ValueError(f"{b_name} has {b.shape[0]} rows, but {a_name} has {a.shape[0]}")
-    if queue is not None:
-        checks.same_features(a, a_name, queue, "queue")
-    elif a.shape[0] < 2:
-        raise ValueError(f"{a_name} has 1 row{' and no queue' if a_name == 'query' else ''}: there is no negative")
-    return a, b, queue
+def _check_together(exclusive: str, other: str, given: bool) -> None:
+    if given:
+        raise ValueError(f"{exclusive} does not go with {other}")
 
 
 def info_nce(
@@ -101,47 +87,93 @@ def info_nce(
     key: Tensor,
     *,
     queue: Tensor | None = None,
-    temperature: float = 0.1,
+    negatives: Tensor | None = None,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    queue_groups: Tensor | None = None,
+    symmetric: bool = False,
+    temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     precision: str = "ieee",
     backend: str | None = None,
 ) -> Tensor:
     """One-way InfoNCE: −ln(e^{aᵢ/τ} / (e^{aᵢ/τ} + Σ_k e^{s_k/τ})), aᵢ = uᵢ·vᵢ, s_k = uᵢ·v_k (docs/theory.md §2).
 
-    The negatives of an anchor are the other keys or, with a queue (MoCo), the rows of the queue. Rows are L2-normalised
-    inside; gradients go through the normalisation.
+    The negatives of an anchor are the other keys or, instead, the rows of a queue (MoCo, He et al. 2020) or negatives of its
+    own. Rows are L2-normalised inside; gradients go through the normalisation. Memory is O((B + M)d) with C++ and Triton.
 
     Args:
-        query, key: (B, d), row i of key is the positive of row i of query; float64, float32, bfloat16 or
-            float16; of one dtype, or under autocast promoted to the widest.
-        queue: (K, d) negatives of every anchor; its rows get gradients too if it wants them.
-        temperature: τ > 0.
+        query: (B, d), float64, float32, bfloat16 or float16.
+        key: (B, d), or (M, d) with M ≥ B where neither queue nor negatives are given nor symmetric: row i is the positive of
+            row i of query, rows from B on are further negatives of every anchor (hard negatives, Henderson et al. 2017; keys
+            of other ranks). Of query's dtype, or under autocast both promoted to the widest.
+        queue: (K, d) negatives of every anchor; its rows get gradients too if they want them.
+        negatives: (B, k, d), k negatives for each query, as plain PyTorch composes them: O(Bkd) memory.
+        mask: bool (B, M), (B, K) with a queue, (B, k) with negatives; True leaves a pair out of the negatives: no part in the
+            loss, no gradient. Whether its own positive is masked makes no difference to an anchor.
+        groups: (B,) whole numbers of any dtype: keys of an anchor's own group are none of its negatives (samples of one class
+            or document; duplicates). (M,) labels keys beyond B too, which without a label are negatives of all.
+        queue_groups: (K,), the same of the queue's rows; with a queue, groups needs it.
+        symmetric: the mean of this loss and of that with query and key, and the sides of mask, exchanged (CLIP, Radford et
+            al. 2021).
+        temperature: τ > 0, a number, or a tensor of one element, which gets a gradient if it wants one. One on a GPU is waited
+            for, and its value is not checked.
         reduction: `"mean"`, `"sum"` or `"none"`.
         precision: of the products on a GPU for inputs below float64, as in `covariance`.
         backend: see `use_backend`.
 
     Returns:
         Scalar, or (B,) unreduced; float64 for float64 rows, else float32. Never NaN: losses are exact down to where the
-        positive has all but won.
+        positive has all but won, and 0, as their gradients, where every negative is left out.
 
     Raises:
-        ValueError: wrong shapes or dtypes, one row and no queue, temperature not above 0, unknown reduction or
-            precision, a row that holds NaN or Inf.
+        ValueError: wrong shapes or dtypes, one key and no queue, options that exclude each other, temperature not above 0,
+            unknown reduction or precision, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    query, key, queue = check_rows(query, "query", key, "key", queue)
-    temperature = checks.positive(temperature, "temperature")
+    _check_together("negatives", "queue", negatives is not None and queue is not None)
+    for other, given in (("queue", queue), ("negatives", negatives)):
+        _check_together("symmetric", other, symmetric and given is not None)
+    _check_together("groups", "negatives", groups is not None and negatives is not None)
+    if queue_groups is not None and queue is None:
+        raise ValueError("queue_groups needs a queue")
+    if queue is not None and (groups is None) != (queue_groups is None):
+        raise ValueError("with a queue, groups and queue_groups go together")
     checks.one_of(reduction, "reduction", REDUCTIONS)
     checks.one_of(precision, "precision", PRECISIONS)
+    if negatives is not None:
+        query, key, negatives = check_rows(query, "query", key, "key", negatives, "negatives")
+        assert negatives is not None
+        if negatives.shape[0] != query.shape[0]:
+            raise ValueError(f"negatives are of {negatives.shape[0]} queries, but query has {query.shape[0]} rows")
+        temperature = scalar(temperature, "temperature", query)
+        mask = left_out(mask, "mask", (query.shape[0], negatives.shape[1]), query)
+        # not the op's: its derivatives are the reference's, which would look again
+        _check_info_nce(query, key, None)
+        checks.finite_rows(negatives, "negatives")
+        name = choose("info_nce_own", query.device, backend)
+        return reduce(op("info_nce_own")(query, key, negatives, temperature, mask, name), reduction)
+    query, key, queue = check_rows(query, "query", key, "key", queue, more=queue is None and not symmetric)
+    temperature = scalar(temperature, "temperature", query)
+    b, m = query.shape[0], key.shape[0]
+    mask = left_out(mask, "mask", (b, m if queue is None else queue.shape[0]), query)
+    groups = labels(groups, "groups", (b, m), query)
+    queue_groups = None if queue is None else labels(queue_groups, "queue_groups", (queue.shape[0],), query)
     name = choose("info_nce", query.device, backend)
-    return _reduce(op("info_nce")(query, key, queue, temperature, precision, name)[0], reduction)
+    call = op("info_nce")
+    loss: Tensor = call(query, key, queue, temperature, mask, groups, queue_groups, precision, name)[0]
+    if symmetric:
+        back = None if mask is None else mask.mT
+        loss = (loss + call(key, query, None, temperature, back, groups, None, precision, name)[0]) / 2
+    return reduce(loss, reduction)
 
 
 def nt_xent(
     z0: Tensor,
     z1: Tensor,
     *,
-    temperature: float = 0.5,
+    groups: Tensor | None = None,
+    temperature: float | Tensor = 0.5,
     reduction: str = "mean",
     precision: str = "ieee",
     backend: str | None = None,
@@ -151,13 +183,14 @@ def nt_xent(
 
     Args:
         z0, z1: (B, d), two views of the same B samples; float64, float32, bfloat16 or float16. Normalised inside.
-        temperature: τ > 0.
+        groups: (B,) whole numbers of any dtype: views of samples of the anchor's own group are none of its negatives.
+        temperature: τ > 0, a number, or a tensor of one element, which gets a gradient if it wants one, as in `info_nce`.
         reduction: `"mean"`, `"sum"` or `"none"`: (2B,), the anchors of z0 first.
         precision: of the products on a GPU for inputs below float64, as in `covariance`.
         backend: see `use_backend`.
 
     Returns:
-        Scalar, or (2B,) unreduced; float64 for float64 rows, else float32.
+        Scalar, or (2B,) unreduced; float64 for float64 rows, else float32. 0 for an anchor without negatives.
 
     Raises:
         ValueError: wrong shapes or dtypes, one sample only, temperature not above 0, unknown reduction or precision,
@@ -165,11 +198,12 @@ def nt_xent(
         BackendError: a forced backend that cannot run here.
     """
     z0, z1, _ = check_rows(z0, "z0", z1, "z1")
-    temperature = checks.positive(temperature, "temperature")
+    temperature = scalar(temperature, "temperature", z0)
     checks.one_of(reduction, "reduction", REDUCTIONS)
     checks.one_of(precision, "precision", PRECISIONS)
+    groups = labels(groups, "groups", (z0.shape[0],), z0)
     name = choose("nt_xent", z0.device, backend)
-    return _reduce(op("nt_xent")(z0, z1, temperature, precision, name)[0], reduction)
+    return reduce(op("nt_xent")(z0, z1, temperature, groups, precision, name)[0], reduction)
 
 
 def info_nce_grad_norms(
@@ -210,13 +244,3 @@ def info_nce_grad_norms(
     name = choose("info_nce_grad_norms", query.device, backend)
     norms: Tensor = op("info_nce_grad_norms")(query, key, queue, temperature, loss, precision, name)
     return norms
-
-
-def check_anchors(
-    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, loss: str
-) -> tuple[Tensor, Tensor, Tensor | None, float]:
-    """The arguments that `info_nce_grad_norms` and `gradient_band` have in common."""
-    checks.one_of(loss, "loss", LOSSES)
-    if queue is not None and loss == "nt_xent":
-        raise ValueError("queue does not go with loss='nt_xent', whose negatives are the views of the batch")
-    return *check_rows(query, "query", key, "key", queue), checks.positive(temperature, "temperature")

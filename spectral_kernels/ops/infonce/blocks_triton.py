@@ -33,7 +33,9 @@ def note_block(
     errors, x, x_second, p, y, part, block, m, n, d, x_row, x_second_row, p_row, y_row,
     TWO: tl.constexpr, DIAGONAL: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Look for NaN and Inf in a block of anchors, in their positives and in the queue; another block has met the rest."""
+    """Look for NaN and Inf in a block of anchors, in their positives and in the keys beyond them or the queue; another block
+    has met the rest.
+    """
     begin = block * BLOCK_M
     end = tl.minimum(begin + BLOCK_M, m)
     first = tl.full([], 0, dtype=tl.int64)
@@ -44,8 +46,29 @@ def note_block(
     else:
         note_rows(errors, None, x, None, first, begin, end, m, d, 0, x_row)
         note_rows(errors + WORD, None, p, None, first, begin, end, m, d, 0, p_row)
-        if not DIAGONAL:
+        if DIAGONAL:
+            note_rows(errors + WORD, None, y, None, first, m, n, n, d, 0, y_row)
+        else:
             note_rows(errors + 2 * WORD, None, y, None, first, 0, n, n, d, 0, y_row)
+
+
+@triton.jit
+def negatives(
+    rows, others, m, n, mask, row_groups, other_groups, mask_row, mask_column, grouped, DIAGONAL: tl.constexpr
+):  # fmt: skip
+    """Which others are negatives of which rows: of all rows, since what lies beyond m is not stored."""
+    counted = (others < n)[None, :] & (rows >= 0)[:, None]
+    if DIAGONAL:
+        counted = counted & (rows[:, None] != others[None, :])
+    if mask is not None:
+        at = rows.to(tl.int64)[:, None] * mask_row + others.to(tl.int64)[None, :] * mask_column
+        inside = (rows < m)[:, None] & (others < n)[None, :]
+        counted = counted & (tl.load(mask + at, mask=inside, other=0) == 0)
+    if row_groups is not None:
+        own = tl.load(row_groups + rows, mask=rows < m, other=0)
+        theirs = tl.load(other_groups + others, mask=others < grouped, other=0)
+        counted = counted & ((own[:, None] != theirs[None, :]) | (others >= grouped)[None, :])
+    return counted
 
 
 @triton.jit
@@ -175,6 +198,32 @@ class Rows:
     @property
     def strides(self) -> tuple[int, int]:
         return self.first.stride(0), 0 if self.second is None else self.second.stride(0)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What is left out of the negatives: a mask (rows, others); labels of the rows, and of others, whose rest has none."""
+
+    mask: Tensor | None = None
+    groups: Tensor | None = None
+    other_groups: Tensor | None = None
+
+    def others(self, begin: int, end: int) -> "LeftOut":
+        """As others of `begin` to `end` see it, which then are the rows."""
+        mask = None if self.mask is None else self.mask[:, begin:end].mT
+        labelled = None if self.other_groups is None else self.other_groups[begin:end]
+        if labelled is None or labelled.shape[0] < end - begin:
+            return LeftOut(mask)
+        return LeftOut(mask, labelled, self.groups)
+
+    @property
+    def pointers(self) -> tuple[Tensor | None, ...]:
+        return None if self.mask is None else self.mask.view(torch.uint8), self.groups, self.other_groups
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        strides = (0, 0) if self.mask is None else self.mask.stride()
+        return *strides, 0 if self.other_groups is None else self.other_groups.shape[0]
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> str:

@@ -19,12 +19,14 @@ from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops.infonce.blocks_triton import (
     AOT_CASES,
     BACKWARD,
+    LeftOut,
     Rows,
     anchor_block,
     arithmetic,
     constants,
     load_chunk,
     log1p_unit,
+    negatives,
     note_block,
     one_minus_exp,
     row_pointers,
@@ -35,15 +37,15 @@ from spectral_kernels.ops.infonce.grad_norms_triton import info_nce_grad_norms a
 
 @triton.jit(do_not_specialize=["m", "n", "row_blocks"])
 def loss_kernel(
-    x, x_second, p, y, y_second, loss, lse, errors, m, n, row_blocks, d,
-    x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
+    x, x_second, p, y, y_second, loss, lse, errors, mask, groups, other_groups, m, n, row_blocks, d,
+    x_row, x_second_row, p_row, y_row, y_second_row, mask_row, mask_column, grouped, temperature, temperature_rest,
     TWO: tl.constexpr, DIAGONAL: tl.constexpr, ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr, TERMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Loss and log-partition of the anchors x (m, d) with positives p (m, d) and others y (n, d).
 
     TWO: x and y are two views each, one after the other, and the positives are the other view's. DIAGONAL: row i of y, in
-    either view, is no negative of row i of x.
+    either view, is no negative of row i of x; nor are those that `mask` (m, n) or the groups of rows, in either view, say.
     """
     pid = tl.program_id(0)
     part = pid // row_blocks
@@ -55,24 +57,31 @@ def loss_kernel(
     )  # fmt: skip
     top = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
     total = tl.zeros([BLOCK_M], dtype=ACC)
+    spoiled = tl.full([], 0.0, dtype=ACC)
     for other_part in range(0, 2 if TWO else 1):
         for first in range(0, n, BLOCK_N):
             others = first + tl.arange(0, BLOCK_N)
             y_pointers = row_pointers(y, y_second, other_part, others, y_row, y_second_row, TWO)
-            cosines, _y_inverse, _y = similarities(
+            cosines, y_inverse, _y = similarities(
                 x_pointers, inside, x_inverse, x_tile, y_pointers, others < n, d,
                 True, ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            counted = (others < n)[None, :] & (rows >= 0)[:, None]
-            if DIAGONAL:
-                counted = counted & (rows[:, None] != others[None, :])
+            counted = negatives(
+                rows, others, m, n, mask, groups, other_groups, mask_row, mask_column, grouped, DIAGONAL
+            )  # fmt: skip
+            if mask is not None or groups is not None:
+                # what no anchor looks at may be NaN too
+                spoiled += tl.sum(y_inverse * 0.0, 0)
             logits = tl.where(counted, cosines / tau, float("-inf"))
             higher = tl.maximum(top, tl.max(logits, 1))
             # a row may not have met a negative yet: -inf less -inf is NaN
             shift = tl.where(higher == float("-inf"), 0.0, higher)
             total = total * tl.exp(top - shift) + tl.sum(tl.exp(logits - shift[:, None]), 1)
             top = higher
-    positive = positive / tau
+    positive = positive / tau + spoiled
+    if mask is not None or groups is not None:
+        # of an anchor without negatives
+        total = tl.where(top == float("-inf"), 1.0, total)
     odds = top + tl.log(total) - positive
     value = tl.maximum(odds, 0.0) + log1p_unit(tl.exp(-tl.abs(odds)), TERMS)
     if errors is not None:  # noqa: SIM102 (constants decide whether there are words)
@@ -85,8 +94,9 @@ def loss_kernel(
 
 @triton.jit(do_not_specialize=["m", "n", "row_blocks"])
 def gradient_kernel(
-    x, x_second, p, y, y_second, grad, loss, lse, dx, dx_second, dp, m, n, row_blocks, column_blocks, d,
-    x_row, x_second_row, p_row, y_row, y_second_row, temperature, temperature_rest,
+    x, x_second, p, y, y_second, grad, loss, lse, dx, dx_second, dp, alongs, mask, groups, other_groups,
+    m, n, row_blocks, column_blocks, d, x_row, x_second_row, p_row, y_row, y_second_row, mask_row, mask_column, grouped,
+    temperature, temperature_rest,
     TWO: tl.constexpr, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, POSITIVE: tl.constexpr, DIAGONAL: tl.constexpr,
     ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     WEIGHT_PRECISION: tl.constexpr, TERMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -94,8 +104,9 @@ def gradient_kernel(
 ):  # fmt: skip
     """Gradient on rows x (m, d) from their similarities with y (n, d), through the normalisation.
 
-    BY_ROW: the rows x are anchors; BY_COLUMN: the rows y are. POSITIVE: x and p attract. TWO and DIAGONAL as above. To `dp`
-    goes the gradient on p, rows that meet no negatives.
+    BY_ROW: the rows x are anchors; BY_COLUMN: the rows y are. POSITIVE: x and p attract. TWO, DIAGONAL and what is left out
+    as above. To `dp` goes the gradient on p, rows that meet no negatives, and to `alongs` (m,) how much of the gradient on
+    unit rows x lies along them.
     """
     pid = tl.program_id(0)
     features = (pid % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -131,10 +142,9 @@ def gradient_kernel(
                 x_pointers, inside, x_inverse, x_tile, y_pointers, y_inside, d,
                 False, ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            # of all rows x: what lies beyond m is not stored
-            counted = y_inside[None, :] & (rows >= 0)[:, None]
-            if DIAGONAL:
-                counted = counted & (rows[:, None] != others[None, :])
+            counted = negatives(
+                rows, others, m, n, mask, groups, other_groups, mask_row, mask_column, grouped, DIAGONAL
+            )  # fmt: skip
             logits = tl.where(counted, cosines / tau, float("-inf"))
             weights = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACC)
             if BY_ROW:
@@ -158,6 +168,9 @@ def gradient_kernel(
         gradient -= (pulled * p_inverse)[:, None] * partner
         along -= pulled * positive
     unit = load_chunk(x_pointers, inside, features, d, ACC, False) * x_inverse[:, None]
+    if alongs is not None:  # noqa: SIM102 (a constant decides)
+        if pid % column_blocks == 0:
+            tl.store(alongs + part * m + rows, along, mask=inside)
     gradient = tangent(gradient, unit, along, xx)
     out = row_pointers(dx, dx_second, part, rows, d, d, TWO)
     stored = inside[:, None] & (features < d)[None, :]
@@ -184,7 +197,7 @@ CONFIGURATIONS = {
 
 
 def _loss(
-    x: Rows, p: Tensor | None, y: Rows, diagonal: bool, temperature: float, precision: str
+    x: Rows, p: Tensor | None, y: Rows, left_out: LeftOut, diagonal: bool, temperature: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     m, d = x.first.shape
     dtype = x.first.dtype
@@ -196,8 +209,9 @@ def _loss(
         loss_kernel,
         x.views * row_blocks,
         (
-            x.first, x.second, p, y.first, y.second, loss, lse, error_words(x.first), m, len(y.first), row_blocks, d,
-            *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
+            x.first, x.second, p, y.first, y.second, loss, lse, error_words(x.first), *left_out.pointers,
+            m, len(y.first), row_blocks, d, *x.strides, 0 if p is None else p.stride(0), *y.strides, *left_out.numbers,
+            *split_float(temperature),
         ),
         {"TWO": x.views == 2, "DIAGONAL": diagonal, **constants(dtype, d, use, precision)},
         use,
@@ -206,21 +220,24 @@ def _loss(
 
 
 def _gradient(
-    x: Rows, p: Tensor | None, y: Rows, grad: Tensor, loss: Tensor, lse: Tensor, diagonal: bool, temperature: float,
-    precision: str, *, by_row: bool, by_column: bool, positive: bool, dp: Tensor | None = None,
+    x: Rows, p: Tensor | None, y: Rows, grad: Tensor, loss: Tensor, lse: Tensor, left_out: LeftOut, diagonal: bool,
+    temperature: float, precision: str, *, by_row: bool, by_column: bool, positive: bool, dp: Tensor | None = None,
+    along: Tensor | None = None, dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     m, d = x.first.shape
     dtype = x.first.dtype
     use = BACKWARD[arithmetic(dtype, precision)]
-    dx = x.first.new_empty(m, d)
+    dx = x.first.new_empty(m, d) if dx is None else dx
     dx_second = None if x.second is None else x.first.new_empty(m, d)
     row_blocks, column_blocks = -(-m // use["BLOCK_M"]), -(-d // use["BLOCK_D"])
     launch(
         gradient_kernel,
         x.views * row_blocks * column_blocks,
         (
-            x.first, x.second, p, y.first, y.second, grad, loss, lse, dx, dx_second, dp, m, len(y.first),
-            row_blocks, column_blocks, d, *x.strides, 0 if p is None else p.stride(0), *y.strides, *split_float(temperature),
+            x.first, x.second, p, y.first, y.second, grad, loss, lse, dx, dx_second, dp,
+            None if along is None or len(along) == 0 else along, *left_out.pointers, m, len(y.first), row_blocks,
+            column_blocks, d, *x.strides, 0 if p is None else p.stride(0), *y.strides, *left_out.numbers,
+            *split_float(temperature),
         ),
         {
             "TWO": x.views == 2, "BY_ROW": by_row, "BY_COLUMN": by_column, "POSITIVE": positive, "DIAGONAL": diagonal,
@@ -233,73 +250,95 @@ def _gradient(
 
 
 def info_nce(
-    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, precision: str
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, queue: Tensor | None, temperature: float, mask: Tensor | None, groups: Tensor | None,
+    queue_groups: Tensor | None, precision: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     query, key = dense_rows(query), dense_rows(key)
+    left_out = _left_out(mask, groups, groups if queue is None else queue_groups)
     if queue is None:
-        return _loss(Rows(query), key, Rows(key), True, temperature, precision)
-    return _loss(Rows(query), key, Rows(dense_rows(queue)), False, temperature, precision)
+        return _loss(Rows(query), key, Rows(key), left_out, True, temperature, precision)
+    return _loss(Rows(query), key, Rows(dense_rows(queue)), left_out, False, temperature, precision)
+
+
+def _left_out(mask: Tensor | None, groups: Tensor | None, other_groups: Tensor | None) -> LeftOut:
+    if groups is None or other_groups is None:
+        return LeftOut(mask)
+    return LeftOut(mask, groups.contiguous(), other_groups.contiguous())
 
 
 def info_nce_backward(
     grad: Tensor, query: Tensor, key: Tensor, queue: Tensor | None, loss: Tensor, lse: Tensor, temperature: float,
-    precision: str, queue_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    mask: Tensor | None, groups: Tensor | None, queue_groups: Tensor | None, precision: str, queue_gradient: bool,
+    temperature_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     query, key, grad = dense_rows(query), dense_rows(key), grad.contiguous()
     given = (grad, loss.contiguous(), lse.contiguous())
+    left_out = _left_out(mask, groups, groups if queue is None else queue_groups)
+    dkey, dqueue = torch.empty_like(key, memory_format=torch.contiguous_format), query.new_empty(0, query.shape[1])
+    b = len(query)
+    along = loss.new_empty(b if temperature_gradient else 0)
     if queue is None:
         dquery, _ = _gradient(
-            Rows(query), key, Rows(key), *given, True, temperature, precision,
-            by_row=True, by_column=False, positive=True,
+            Rows(query), key, Rows(key), *given, left_out, True, temperature, precision,
+            by_row=True, by_column=False, positive=True, along=along,
         )  # fmt: skip
-        dkey, _ = _gradient(
-            Rows(key), query, Rows(query), *given, True, temperature, precision,
-            by_row=False, by_column=True, positive=True,
+        _gradient(
+            Rows(key[:b]), query, Rows(query), *given, left_out.others(0, b), True, temperature, precision,
+            by_row=False, by_column=True, positive=True, dx=dkey[:b],
         )  # fmt: skip
-        return dquery, dkey, query.new_empty(0, query.shape[1])
-    queue, dkey = dense_rows(queue), torch.empty_like(key, memory_format=torch.contiguous_format)
-    dquery, _ = _gradient(
-        Rows(query), key, Rows(queue), *given, False, temperature, precision,
-        by_row=True, by_column=False, positive=True, dp=dkey,
-    )  # fmt: skip
-    if not queue_gradient:
-        return dquery, dkey, query.new_empty(0, query.shape[1])
-    dqueue, _ = _gradient(
-        Rows(queue), queue, Rows(query), *given, False, temperature, precision,
-        by_row=False, by_column=True, positive=False,
-    )  # fmt: skip
-    return dquery, dkey, dqueue
+        others, dothers, seen = key[b:], dkey[b:], left_out.others(b, len(key))
+    else:
+        others = dense_rows(queue)
+        dquery, _ = _gradient(
+            Rows(query), key, Rows(others), *given, left_out, False, temperature, precision,
+            by_row=True, by_column=False, positive=True, dp=dkey, along=along,
+        )  # fmt: skip
+        if queue_gradient:
+            dqueue = query.new_empty(others.shape)
+        dothers, seen = dqueue, left_out.others(0, len(others))
+    if len(dothers) > 0:
+        _gradient(
+            Rows(others), others, Rows(query), *given, seen, False, temperature, precision,
+            by_row=False, by_column=True, positive=False, dx=dothers,
+        )  # fmt: skip
+    return dquery, dkey, dqueue, along
 
 
-def nt_xent(z0: Tensor, z1: Tensor, temperature: float, precision: str) -> tuple[Tensor, Tensor]:
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float, groups: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
     views = Rows(dense_rows(z0), dense_rows(z1))
-    return _loss(views, None, views, True, temperature, precision)
+    return _loss(views, None, views, _left_out(None, groups, groups), True, temperature, precision)
 
 
 def nt_xent_backward(
-    grad: Tensor, z0: Tensor, z1: Tensor, loss: Tensor, lse: Tensor, temperature: float, precision: str
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, z0: Tensor, z1: Tensor, loss: Tensor, lse: Tensor, temperature: float, groups: Tensor | None,
+    precision: str, temperature_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     views = Rows(dense_rows(z0), dense_rows(z1))
+    along = loss.new_empty(len(loss) if temperature_gradient else 0)
     dz0, dz1 = _gradient(
-        views, None, views, grad.contiguous(), loss.contiguous(), lse.contiguous(), True, temperature, precision,
-        by_row=True, by_column=True, positive=True,
+        views, None, views, grad.contiguous(), loss.contiguous(), lse.contiguous(), _left_out(None, groups, groups), True,
+        temperature, precision, by_row=True, by_column=True, positive=True, along=along,
     )  # fmt: skip
     assert dz1 is not None
-    return dz0, dz1
+    return dz0, dz1, along
 
 
 def aot_calls() -> list[AotCall]:
     """Calls whose launches cover this module's kernels and configurations."""
 
-    def call(d: int, dtype: torch.dtype, precision: str, with_queue: bool) -> None:
+    def call(d: int, dtype: torch.dtype, precision: str, with_queue: bool, left_out: bool = False) -> None:
         z = torch.empty(4096, d, dtype=dtype, device="meta")
         values = torch.empty(4096, dtype=accumulation_dtype(dtype), device="meta")
         queue = torch.empty(65536, d, dtype=dtype, device="meta") if with_queue else None
-        info_nce(z, z, queue, 0.1, precision)
-        info_nce_backward(values, z, z, queue, values, values, 0.1, precision, with_queue)
+        mask = torch.empty(4096, 4096, dtype=torch.bool, device="meta") if left_out and not with_queue else None
+        groups = torch.empty(65536 if with_queue else 4096, dtype=torch.int64, device="meta") if left_out else None
+        rest = (mask, None, None, precision) if mask is not None else (None, groups, groups, precision)
+        info_nce(z, z, queue, 0.1, *rest)
+        info_nce_backward(values, z, z, queue, values, values, 0.1, *rest, with_queue, left_out)
         if not with_queue:
             both = torch.cat([values, values])
-            nt_xent(z, z, 0.5, precision)
-            nt_xent_backward(both, z, z, both, both, 0.5, precision)
+            nt_xent(z, z, 0.5, groups, precision)
+            nt_xent_backward(both, z, z, both, both, 0.5, groups, precision, left_out)
 
-    return [lambda case=case: call(*case) for case in AOT_CASES]  # type: ignore[misc]
+    cases = (*AOT_CASES, *((*case, True) for case in AOT_CASES if case[0] == 128))
+    return [lambda case=case: call(*case) for case in cases]  # type: ignore[misc]
