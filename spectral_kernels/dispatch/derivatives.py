@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spectral_kernels import checks
-from spectral_kernels.dispatch.registration import LIBRARY, PLAIN, overload
+from spectral_kernels.dispatch.registration import LIBRARY, PLAIN, overload, without_autocast
 
 
 class _Existing(torch.autograd.Function):
@@ -86,7 +86,7 @@ def differentiate(
 
         differentiated = (_Existing.apply(inputs[place], name) for place in places)  # type: ignore[no-untyped-call]
         pull = torch.func.vjp(first_output, *differentiated)[1]
-        gradients = dict(zip(places, pull(grad), strict=True))
+        gradients = dict(zip(places, without_autocast(pull, (grad,)), strict=True))
         return tuple(gradients.get(place) for place in range(tensors))
 
     def autograd(keyset: Any, *inputs: Any) -> Any:

@@ -203,13 +203,13 @@ def define(
         if check is not None and not kernels[backend]:
             check(*inputs)
         with backends.float64_needed(name, inputs[0].device):
-            return _contiguous(_without_autocast(function, inputs))
+            return _contiguous(without_autocast(function, inputs))
 
     def plain(*arguments: Any) -> Any:
         *inputs, _backend = _converted(arguments, known, _as_number)
         if check is not None:
             check(*inputs)
-        return _without_autocast(reference, inputs)
+        return without_autocast(reference, inputs)
 
     def shapes(*arguments: Any) -> Any:
         return fake(*arguments[:-1]) if fake is not None else _contiguous(reference(*arguments[:-1]))
@@ -221,7 +221,7 @@ def define(
     torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
 
 
-def _without_autocast(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+def without_autocast(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
     """Autocast would turn the accumulating products inside into bf16."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):

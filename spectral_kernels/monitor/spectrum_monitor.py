@@ -17,7 +17,8 @@ from spectral_kernels.monitor.log import COLUMNS, Log
 from spectral_kernels.monitor.signatures import RECENT, SIGNATURES, exploding_variance
 from spectral_kernels.ops.effective_rank import effective_rank, rank_of_spectrum
 from spectral_kernels.ops.effective_rank.error import effective_rank_error
-from spectral_kernels.ops.infonce import LOSSES, info_nce_grad_norms
+from spectral_kernels.ops.infonce import info_nce_grad_norms
+from spectral_kernels.ops.infonce.arguments import LOSSES
 from spectral_kernels.ops.spectrum import spectrum
 from spectral_kernels.selection import MemoryBank
 from spectral_kernels.theory.band import gradient_band

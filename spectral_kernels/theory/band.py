@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spectral_kernels import checks
 from spectral_kernels.dispatch.backends import float64_needed
-from spectral_kernels.ops.infonce import check_anchors
+from spectral_kernels.ops.infonce.arguments import check_anchors
 from spectral_kernels.theory.a_priori import log_moments
 from spectral_kernels.theory.ellipsoid import squared_range
 from spectral_kernels.theory.keys import Keys, gather_keys

@@ -8,7 +8,6 @@ from spectral_kernels import checks
 from spectral_kernels.dispatch import choose, define, differentiate, op
 from spectral_kernels.ops.covariance import PRECISIONS
 from spectral_kernels.ops.infonce import reference
-from spectral_kernels.ops.infonce.arguments import LOSSES as LOSSES
 from spectral_kernels.ops.infonce.arguments import (
     REDUCTIONS,
     check_anchors,

@@ -67,7 +67,7 @@ def scalar(value: float | Tensor, name: str, rows: Tensor, *, positive: bool = T
     def check(number: float) -> float:
         if positive:
             return checks.positive(number, name)
-        return checks.number(number, name, "a finite number", math.isfinite)
+        return checks.number(number, name, "a finite number", lambda x: -math.inf < x < math.inf)
 
     if not isinstance(value, Tensor):
         return check(value)

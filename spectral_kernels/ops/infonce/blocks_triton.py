@@ -222,8 +222,8 @@ class LeftOut:
 
     @property
     def numbers(self) -> tuple[int, int, int]:
-        strides = (0, 0) if self.mask is None else self.mask.stride()
-        return *strides, 0 if self.other_groups is None else self.other_groups.shape[0]
+        row, column = (0, 0) if self.mask is None else self.mask.stride()
+        return row, column, 0 if self.other_groups is None else self.other_groups.shape[0]
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> str:

@@ -332,9 +332,11 @@ def aot_calls() -> list[AotCall]:
         queue = torch.empty(65536, d, dtype=dtype, device="meta") if with_queue else None
         mask = torch.empty(4096, 4096, dtype=torch.bool, device="meta") if left_out and not with_queue else None
         groups = torch.empty(65536 if with_queue else 4096, dtype=torch.int64, device="meta") if left_out else None
-        rest = (mask, None, None, precision) if mask is not None else (None, groups, groups, precision)
-        info_nce(z, z, queue, 0.1, *rest)
-        info_nce_backward(values, z, z, queue, values, values, 0.1, *rest, with_queue, left_out)
+        labels = (groups, groups) if with_queue else (None, None)
+        info_nce(z, z, queue, 0.1, mask, *labels, precision)
+        info_nce_backward(
+            values, z, z, queue, values, values, 0.1, mask, *labels, precision, with_queue, left_out
+        )  # fmt: skip
         if not with_queue:
             both = torch.cat([values, values])
             nt_xent(z, z, 0.5, groups, precision)
