@@ -15,6 +15,7 @@ from spectral_kernels.distributed import (
     distributed_covariance,
     distributed_effective_rank,
     gather_rows,
+    gathered_info_nce,
     sharded_greedy_select,
 )
 
@@ -58,6 +59,40 @@ def losses(rank: int, world: int) -> None:
         gathered = (gather_rows(first[part]), gather_rows(second[part]))
         norms = sk.info_nce_grad_norms(*gathered, queue=given, temperature=0.05, loss=name)
         torch.testing.assert_close(norms, exact, rtol=1e-12, atol=0)
+
+
+def gathered(rank: int, world: int) -> None:
+    """Keys of all ranks as negatives: losses and gradients, a learned temperature's too, are those of one process."""
+    first, second = rows(8 * world, 1), rows(8 * world, 2)
+    groups = torch.arange(8 * world) % 11
+    part = slice(8 * rank, 8 * rank + 8)
+    same = groups[:, None] == groups
+    order = [*range(8 * rank, 8 * rank + 8), *(i for i in range(8 * world) if i // 8 != rank)]
+    for given, mine in (
+        ({}, {}),
+        ({"groups": groups}, {"groups": groups[part]}),
+        ({"mask": same}, {"mask": same[part][:, order]}),
+        ({"symmetric": True, "groups": groups}, {"symmetric": True, "groups": groups[part].int()}),
+    ):
+        model = sk.InfoNCELoss(0.2, learnable_temperature=True).double()
+        model.encoder = nn.Linear(D, 6, dtype=torch.float64)
+        nn.init.constant_(model.encoder.bias, 0.1)
+        nn.init.orthogonal_(model.encoder.weight, generator=torch.Generator().manual_seed(0))
+        whole = sk.info_nce(
+            model.encoder(first), model.encoder(second), temperature=model.temperature, reduction="none", **given
+        )
+        expected = torch.autograd.grad(whole.mean(), list(model.parameters()))
+        query, key = model.encoder(first[part]), model.encoder(second[part])
+        loss = gathered_info_nce(query, key, temperature=model.temperature, reduction="none", **mine)
+        torch.testing.assert_close(loss.detach(), whole.detach()[part], rtol=1e-12, atol=0)
+        loss.mean().backward()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            dist.all_reduce(parameter.grad)  # as DistributedDataParallel does
+            torch.testing.assert_close(parameter.grad / world, gradient, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="mask does not go with symmetric here"):
+        gathered_info_nce(first[part], second[part], mask=same[part], symmetric=True)
+    alone = gathered_info_nce(first[rank : rank + 1], second[rank : rank + 1], reduction="none")
+    torch.testing.assert_close(alone, sk.info_nce(first[:world], second[:world], reduction="none")[rank : rank + 1])
 
 
 def statistics(rank: int, world: int) -> None:
@@ -160,7 +195,7 @@ def bank(rank: int, world: int) -> None:
     assert torch.equal(found.indices, expected.indices)
 
 
-PARTS = {function.__name__: function for function in (losses, statistics, hard_statistics, greedy, bank)}
+PARTS = {function.__name__: function for function in (losses, gathered, statistics, hard_statistics, greedy, bank)}
 
 
 def _process(rank: int, world: int, rendezvous: str, parts: tuple[str, ...]) -> None:

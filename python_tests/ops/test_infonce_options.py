@@ -1,10 +1,6 @@
 """The losses' options in random combinations, against dense autograd in float64; and what each alone promises."""
 
-import resource
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -86,7 +82,9 @@ def made(c: Configuration, seed: int) -> Inputs:
         return (x.mT.contiguous().mT if c.strided else x).requires_grad_()
 
     def labels(n: int) -> Tensor:
-        return torch.randint(-1, c.groups or 1, (n,), generator=generator, dtype=torch.int32 if c.strided else torch.int64)
+        return torch.randint(
+            -1, c.groups or 1, (n,), generator=generator, dtype=torch.int32 if c.strided else torch.int64
+        )
 
     others = c.m if c.queue is None else c.queue
     mask = None
@@ -104,11 +102,16 @@ def made(c: Configuration, seed: int) -> Inputs:
 
 
 def called(c: Configuration, i: Inputs) -> Tensor:
-    options = {"temperature": i.temperature if c.learned else float(i.temperature), "reduction": c.reduction, "backend": c.backend}
+    options = {
+        "temperature": i.temperature if c.learned else float(i.temperature),
+        "reduction": c.reduction,
+        "backend": c.backend,
+    }
     if c.loss == "nt_xent":
         return sk.nt_xent(i.query, i.key, groups=i.groups, **options)
     return sk.info_nce(
-        i.query, i.key, queue=i.queue, mask=i.mask, groups=i.groups, queue_groups=i.queue_groups, symmetric=c.symmetric, **options
+        i.query, i.key, queue=i.queue, mask=i.mask, groups=i.groups, queue_groups=i.queue_groups, symmetric=c.symmetric,
+        **options,
     )  # fmt: skip
 
 

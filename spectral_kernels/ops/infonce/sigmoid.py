@@ -17,35 +17,39 @@ STRIP = 1 << 22
 
 
 def _strips(
-    u: Tensor, v: Tensor, temperature: float | Tensor, bias: float | Tensor
+    query: Tensor, v: Tensor, temperature: float | Tensor, bias: float | Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Rows of a strip, their similarities, the sign z of each pair, and z (s/τ + b)."""
+    """Rows of a strip, normalised, their similarities, and -z (s/τ + b) of each pair."""
     step = max(1, STRIP // v.shape[0])
-    for first in range(0, u.shape[0], step):
-        rows = slice(first, min(first + step, u.shape[0]))
-        similarity = u[rows] @ v.mT
-        sign = torch.full_like(similarity, -1.0).diagonal_scatter(u.new_ones(rows.stop - first), first)
-        yield rows, similarity, sign, sign * (similarity / temperature + bias)
+    for first in range(0, query.shape[0], step):
+        rows = slice(first, min(first + step, query.shape[0]))
+        u = read_rows(query[rows], True)
+        similarity = u @ v.mT
+        logit = similarity / temperature + bias
+        yield rows, u, similarity, logit.diagonal_scatter(-logit.diagonal(first), first)
 
 
 def sigmoid_loss_rows(query: Tensor, key: Tensor, temperature: float | Tensor, bias: float | Tensor) -> Tensor:
-    u, v = read_rows(query, True), read_rows(key, True)
-    return torch.cat([softplus(-logit, threshold=40).sum(-1) for *_, logit in _strips(u, v, temperature, bias)])
+    strips = _strips(query, read_rows(key, True), temperature, bias)
+    return torch.cat([softplus(logit, threshold=40).sum(-1) for *_, logit in strips])
 
 
 def sigmoid_loss_rows_backward(
     grad: Tensor, query: Tensor, key: Tensor, temperature: float | Tensor, bias: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    u, v = read_rows(query, True), read_rows(key, True)
-    du, dv = torch.empty_like(u), torch.zeros_like(v)
-    along, pulled = u.new_zeros(()), u.new_zeros(())
-    for rows, similarity, sign, logit in _strips(u, v, temperature, bias):
-        weights = grad[rows, None] * -sign * torch.sigmoid(-logit)
-        along += (weights * similarity).sum()
+    v = read_rows(key, True)
+    dquery, dkey, dv = torch.empty_like(query), torch.empty_like(key), torch.zeros_like(v)
+    along, pulled = v.new_zeros(()), v.new_zeros(())
+    for rows, u, similarity, logit in _strips(query, v, temperature, bias):
+        weights = logit.sigmoid_().mul_(grad[rows, None])
+        weights.diagonal(rows.start).neg_()
         pulled += weights.sum()
-        du[rows] = weights @ v
-        dv.addmm_(weights.mT, u[rows])
-    dquery, dkey = (read_rows_backward(part / temperature, x, True) for part, x in ((du, query), (dv, key)))
+        dquery[rows] = read_rows_backward(weights @ v / temperature, query[rows], True)
+        dv.addmm_(weights.mT, u)
+        along += weights.mul_(similarity).sum()
+    for first in range(0, key.shape[0], 1024):
+        rows = slice(first, first + 1024)
+        dkey[rows] = read_rows_backward(dv[rows] / temperature, key[rows], True)
     return dquery, dkey, along / -(temperature**2), pulled
 
 
