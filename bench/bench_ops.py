@@ -58,6 +58,15 @@ def eager_nt_xent(z0: Tensor, z1: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, torch.arange(len(x), device=x.device).roll(len(z0)))
 
 
+def eager_info_nce(query: Tensor, key: Tensor, temperature: Tensor, out: Tensor) -> Tensor:
+    """`out`: the pairs that are no negatives, or labels of groups."""
+    logits = torch.nn.functional.normalize(query) @ torch.nn.functional.normalize(key).T / temperature
+    mask = out if out.ndim == 2 else out[:, None] == out
+    mask = mask & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
+    targets = torch.arange(len(query), device=query.device)
+    return torch.nn.functional.cross_entropy(logits.masked_fill(mask, -torch.inf), targets)
+
+
 def _both_passes(call: Callable[..., Tensor], *inputs: Tensor, grad: Tensor | None = None) -> Callable[[], Tensor]:
     leaves = [part.clone().requires_grad_() for part in inputs]
 
@@ -158,6 +167,7 @@ def jobs() -> Iterator[Job]:
         1e-4,
     )
     query, key = torch.randn(4096, 128, generator=generator), torch.randn(4096, 128, generator=generator)
+    yield from option_jobs(query, key, generator)
     yield _job(
         "info_nce_grad_norms, B = 4096, d = 128",
         lambda: sk.info_nce_grad_norms(query, key, temperature=0.1),
@@ -169,6 +179,28 @@ def jobs() -> Iterator[Job]:
         1e-4,
     )
     yield from bank_jobs(generator)
+
+
+def option_jobs(query: Tensor, key: Tensor, generator: torch.Generator) -> Iterator[Job]:
+    """A learned temperature, and pairs left out."""
+    inputs = (query, key, torch.tensor(0.1))
+    wide = tuple(part.double() for part in inputs)
+    labels = torch.randint(256, (len(query),), generator=generator)
+    for how, out in (("groups", labels), ("mask", torch.rand(len(query), len(query), generator=generator) < 0.01)):
+
+        def ours(q: Tensor, k: Tensor, t: Tensor, how: str = how, out: Tensor = out) -> Tensor:
+            return sk.info_nce(q, k, temperature=t, **{how: out})  # type: ignore[arg-type]
+
+        def eager(q: Tensor, k: Tensor, t: Tensor, out: Tensor = out) -> Tensor:
+            return eager_info_nce(q, k, t, out)
+
+        yield _job(
+            f"info_nce {len(query)}x{query.shape[1]}, {how}, learned temperature, forward and backward",
+            _both_passes(ours, *inputs),
+            {"torch, eager": (_both_passes(eager, *inputs), 1.5)},
+            _both_passes(eager, *wide),
+            1e-4,
+        )
 
 
 def pool_jobs(pool: Tensor) -> Iterator[Job]:

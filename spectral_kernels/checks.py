@@ -142,6 +142,11 @@ def positive(value: float, name: str) -> float:
     return number(value, name, "a finite number above 0", lambda x: 0 < x < math.inf)
 
 
+def finite(value: float, name: str) -> float:
+    """A finite number."""
+    return number(value, name, "a finite number", lambda x: -math.inf < x < math.inf)
+
+
 def share(value: float, name: str) -> float:
     """A number from 0 to 1."""
     return number(value, name, "between 0 and 1", lambda x: 0 <= x <= 1)

@@ -84,8 +84,10 @@ def gathered_info_nce(
     if symmetric and mask is not None:
         raise ValueError("mask does not go with symmetric here: its other half is on other ranks")
     query, key, _ = check_rows(query, "query", key, "key", alone=dist.get_world_size(group) > 1)
-    found = labels(groups, "groups", (len(query),), query)
-    everyones = None if found is None else torch.cat(_own_first(list(_gather(found, group).split(len(query))), group))
+    everyones = None
+    if groups is not None:
+        found = _gather(labels(groups, "groups", (len(query),), query), group)
+        everyones = torch.cat(_own_first(list(found.split(len(query))), group))
 
     def one_way(anchors: Tensor, others: Tensor) -> Tensor:
         parts = list(collective.all_gather(others.contiguous(), group=group or dist.group.WORLD))

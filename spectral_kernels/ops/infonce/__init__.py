@@ -76,9 +76,23 @@ differentiate("nt_xent", tensors=3, keep=lambda inputs, outputs: (inputs[3], *ou
 differentiate("info_nce_grad_norms", tensors=3, backward=None)
 
 
-def _check_together(exclusive: str, other: str, given: bool) -> None:
-    if given:
-        raise ValueError(f"{exclusive} does not go with {other}")
+def _check_together(
+    queue: Tensor | None, negatives: Tensor | None, groups: Tensor | None, queue_groups: Tensor | None, symmetric: bool
+) -> None:
+    given = {"queue": queue is not None, "negatives": negatives is not None, "symmetric": symmetric}
+    given["groups"] = groups is not None
+    for one, other in (
+        ("negatives", "queue"),
+        ("symmetric", "queue"),
+        ("symmetric", "negatives"),
+        ("groups", "negatives"),
+    ):
+        if given[one] and given[other]:
+            raise ValueError(f"{one} does not go with {other}")
+    if queue is None and queue_groups is not None:
+        raise ValueError("queue_groups needs a queue")
+    if queue is not None and (groups is None) != (queue_groups is None):
+        raise ValueError("with a queue, groups and queue_groups go together")
 
 
 def info_nce(
@@ -130,14 +144,8 @@ def info_nce(
             unknown reduction or precision, a row that holds NaN or Inf.
         BackendError: a forced backend that cannot run here.
     """
-    _check_together("negatives", "queue", negatives is not None and queue is not None)
-    for other, given in (("queue", queue), ("negatives", negatives)):
-        _check_together("symmetric", other, symmetric and given is not None)
-    _check_together("groups", "negatives", groups is not None and negatives is not None)
-    if queue_groups is not None and queue is None:
-        raise ValueError("queue_groups needs a queue")
-    if queue is not None and (groups is None) != (queue_groups is None):
-        raise ValueError("with a queue, groups and queue_groups go together")
+    if symmetric or negatives is not None or groups is not None or queue_groups is not None:
+        _check_together(queue, negatives, groups, queue_groups, symmetric)
     checks.one_of(reduction, "reduction", REDUCTIONS)
     checks.one_of(precision, "precision", PRECISIONS)
     if negatives is not None:
@@ -146,7 +154,8 @@ def info_nce(
         if negatives.shape[0] != query.shape[0]:
             raise ValueError(f"negatives are of {negatives.shape[0]} queries, but query has {query.shape[0]} rows")
         temperature = scalar(temperature, "temperature", query)
-        mask = left_out(mask, "mask", (query.shape[0], negatives.shape[1]), query)
+        if mask is not None:
+            mask = left_out(mask, "mask", (query.shape[0], negatives.shape[1]), query)
         # not the op's: its derivatives are the reference's, which would look again
         _check_info_nce(query, key, None)
         checks.finite_rows(negatives, "negatives")
@@ -154,10 +163,12 @@ def info_nce(
         return reduce(op("info_nce_own")(query, key, negatives, temperature, mask, name), reduction)
     query, key, queue = check_rows(query, "query", key, "key", queue, more=queue is None and not symmetric)
     temperature = scalar(temperature, "temperature", query)
-    b, m = query.shape[0], key.shape[0]
-    mask = left_out(mask, "mask", (b, m if queue is None else queue.shape[0]), query)
-    groups = labels(groups, "groups", (b, m), query)
-    queue_groups = None if queue is None else labels(queue_groups, "queue_groups", (queue.shape[0],), query)
+    if mask is not None:
+        mask = left_out(mask, "mask", (query.shape[0], len(key if queue is None else queue)), query)
+    if groups is not None:
+        groups = labels(groups, "groups", (query.shape[0], key.shape[0]), query)
+    if queue is not None and queue_groups is not None:
+        queue_groups = labels(queue_groups, "queue_groups", (queue.shape[0],), query)
     name = choose("info_nce", query.device, backend)
     call = op("info_nce")
     loss: Tensor = call(query, key, queue, temperature, mask, groups, queue_groups, precision, name)[0]
@@ -200,7 +211,8 @@ def nt_xent(
     temperature = scalar(temperature, "temperature", z0)
     checks.one_of(reduction, "reduction", REDUCTIONS)
     checks.one_of(precision, "precision", PRECISIONS)
-    groups = labels(groups, "groups", (z0.shape[0],), z0)
+    if groups is not None:
+        groups = labels(groups, "groups", (z0.shape[0],), z0)
     name = choose("nt_xent", z0.device, backend)
     return reduce(op("nt_xent")(z0, z1, temperature, groups, precision, name)[0], reduction)
 

@@ -1,6 +1,5 @@
 """Checks of the losses' arguments, and their reduction."""
 
-import math
 from typing import Any
 
 import torch
@@ -63,39 +62,29 @@ def check_anchors(
 
 def scalar(value: float | Tensor, name: str, rows: Tensor, *, positive: bool = True) -> float | Tensor:
     """A finite number, above 0 where `positive`; a 0-d tensor where it is a tensor that may get a gradient or lies on a GPU."""
-
-    def check(number: float) -> float:
-        if positive:
-            return checks.positive(number, name)
-        return checks.number(number, name, "a finite number", lambda x: -math.inf < x < math.inf)
-
     if not isinstance(value, Tensor):
-        return check(value)
+        return checks.positive(value, name) if positive else checks.finite(value, name)
     if value.numel() != 1 or value.dtype == torch.bool or value.is_complex():
         raise ValueError(f"{name} must be one number, got {value.dtype} of shape {tuple(value.shape)}")
     if value.device.type != "cpu" and value.device != rows.device:
         raise ValueError(f"{name} is on {value.device}, but the rows are on {rows.device}")
     if checks.readable(value):
-        number = check(value.item())
+        number = scalar(value.item(), name, rows, positive=positive)
         if not (value.requires_grad and torch.is_grad_enabled()) and not checks.transformed():
             return number
     return value.reshape(())
 
 
-def left_out(value: Any, name: str, shape: tuple[int, int], rows: Tensor) -> Tensor | None:
+def left_out(value: Any, name: str, shape: tuple[int, int], rows: Tensor) -> Tensor:
     """A bool mask of a shape, beside `rows`."""
-    if value is None:
-        return None
     mask = checks.tensor(value, name)
     if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(f"{name} must be bool of shape {tuple(shape)}, got {mask.dtype} of shape {tuple(mask.shape)}")
     return _beside(mask, name, rows)
 
 
-def labels(value: Any, name: str, counts: tuple[int, ...], rows: Tensor) -> Tensor | None:
+def labels(value: Any, name: str, counts: tuple[int, ...], rows: Tensor) -> Tensor:
     """int64 labels, as many as one of `counts`, from whole numbers in a tensor or an array, beside `rows`."""
-    if value is None:
-        return None
     found = checks.tensor(value, name)
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
         raise ValueError(f"{name} must be whole numbers, got {found.dtype}")
