@@ -35,7 +35,9 @@ def loss_call(n: int, d: int, with_queue: bool) -> object:
     queue = meta(4096, d) if with_queue else None
     infonce.info_nce(z, z, queue, 0.1, None, None, None, "ieee")
     infonce.info_nce_grad_norms(z, z, queue, 0.1, "info_nce", "ieee")
-    return infonce.info_nce_backward(values, z, z, queue, values, values, 0.1, None, None, None, "ieee", with_queue, False)
+    return infonce.info_nce_backward(
+        values, z, z, queue, values, values, 0.1, None, None, None, "ieee", with_queue, False
+    )
 
 
 # by name: an op of b batches of n rows of d features

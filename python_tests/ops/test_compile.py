@@ -20,8 +20,6 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
         z, z.roll(1, 0), mask=z[:, :1] > z[:, 0], symmetric=True, temperature=z[0, 0].abs() + 0.1
     ),
     "info_nce groups": lambda z: sk.info_nce(z, torch.cat([z.roll(1, 0), z]), groups=(z[:, 0] > 0).long()),
-    "info_nce own": lambda z: sk.info_nce(z, z.roll(1, 0), negatives=torch.stack([z.flip(0), z.sin()], 1)),
-    "sigmoid_loss": lambda z: sk.sigmoid_loss(z, z.roll(1, 0), temperature=z[0, 0].abs() + 0.1),
     "forced": lambda z: _forced(z),
 }
 SELECTORS: dict[str, Callable[[Tensor], Tensor]] = {
