@@ -172,12 +172,15 @@ def check(seed: int) -> None:
     weight = torch.randn(exact.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     found = torch.autograd.grad((loss * weight.to(loss.dtype)).sum(), i.leaves)
     expected = torch.autograd.grad((exact * weight).sum(), i.leaves)
-    # what is added up, where it cancels, is a few per cent of this at least
+    # where what is added up cancels, torch's own float32 is off by more: a share of the terms, of the order of 1/τ and 1/τ²
     floor = 0.02 * float(weight.abs().max()) / c.temperature / (c.b if c.reduction == "mean" else 1)
     for leaf, one, other in zip(i.leaves, found, expected, strict=True):
         assert one.dtype == leaf.dtype
         allowed = max(within, 4 * torch.finfo(leaf.dtype).eps)
-        assert error(one, other, floor / (c.temperature if leaf is i.temperature else 1)) <= allowed, (c, leaf.shape)
+        assert error(one, other, 5 * floor / c.temperature if leaf is i.temperature else floor) <= allowed, (
+            c,
+            leaf.shape,
+        )
 
 
 @pytest.mark.parametrize("first", range(0, 150, 10))
