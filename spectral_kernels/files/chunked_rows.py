@@ -18,7 +18,7 @@ from spectral_kernels.files.reading import FileError, one_line, opened, read_jso
 from spectral_kernels.files.stored_rows import FileRows, Place, version
 from spectral_kernels.optional import require
 
-CHUNK = 2**22  # bytes of rows decoded at a time
+CHUNK = 2**20  # bytes of rows decoded at a time
 # a file that claims more rows than this times its size is refused
 RATIO = 100
 _TYPES = {"double": torch.float64, "float": torch.float32, "halffloat": torch.float16}

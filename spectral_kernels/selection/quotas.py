@@ -25,12 +25,9 @@ class Quotas:
     def __init__(self, counts: Tensor, batch_size: int) -> None:
         n = int(counts.sum())
         self._full, rest = divmod(n, batch_size)
-        share, own = counts * batch_size, counts * rest
-        least = torch.maximum(own // n, counts - self._full * -(-share // n))
-        most = torch.minimum(-(-own // n), counts - self._full * (share // n))
-        open_ = torch.where(most > least, own % n, -1)
-        self.last = least
-        self.last[open_.argsort(descending=True, stable=True)[: rest - int(least.sum())]] += 1
+        self.last, rounding = counts * rest // n, counts * rest % n
+        # rounded either way, it leaves the full batches a sum between those of their shares rounded down and up
+        self.last[rounding.argsort(descending=True, stable=True)[: rest - int(self.last.sum())]] += 1
         self._ends = torch.cat((counts.new_zeros(1), (counts - self.last).cumsum(0)))
 
     def of(self, batch: int) -> Tensor:
