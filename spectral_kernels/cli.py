@@ -157,8 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--key", metavar="NAME", help="which tensor of a file, or column of a table")
     command.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where to write (default: here)")
     command.add_argument("--subset", type=int, metavar="K", help="write the row numbers of a diverse subset of K rows")
-    text = "least cosine of the near-duplicates listed (default: 0.98)"
-    command.add_argument("--duplicates", type=float, default=0.98, metavar="COSINE", help=text)
+    text = "list near-duplicates of at least this cosine among up to 200,000 rows (default: 0.98, among 20,000)"
+    command.add_argument("--duplicates", type=float, metavar="COSINE", help=text)
     command.add_argument("--temperature", type=float, default=0.1, metavar="τ", help="of the softmax (default: 0.1)")
     command = add("order", _order, "batches of an epoch, chosen by embeddings from a file", order.HELP)
     command.add_argument("file", type=Path, metavar="FILE", help="of embeddings, as for inspect")

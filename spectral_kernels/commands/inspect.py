@@ -13,6 +13,7 @@ from spectral_kernels.files.reading import shown
 from spectral_kernels.files.writing import replacing, write_csv
 from spectral_kernels.inspection.diagnosis import diagnose
 from spectral_kernels.inspection.duplicates import Pairs, near_duplicates
+from spectral_kernels.inspection.result import DUPLICATE
 from spectral_kernels.ops._rows import NORM_FLOOR
 from spectral_kernels.ops.greedy import greedy_select
 
@@ -26,21 +27,26 @@ what batches of them look like. FILE, which is read in pieces, is one of
   .faiss, .index                  (pip install faiss-cpu, if not flat)
 Rows are scaled to unit length, but for RankMe. Writes FILE's name with _spectrum.csv and
 _spectrum.png, with _duplicates.csv (pairs of rows within a cosine, of which the earlier is the one
-to keep; of more than 200,000 rows, pairs among as many drawn), and with --subset a diverse
+to keep; among at most 20,000 rows drawn, with --duplicates 200,000), and with --subset a diverse
 subset's row numbers as .npy.
 """
 
+QUICK = 20_000  # rows whose pairs are looked for where nobody asked for more: a second or two
 
-def run(file: Path, out: Path, *, key: str | None, subset: int | None, temperature: float, duplicates: float) -> None:
+
+def run(
+    file: Path, out: Path, *, key: str | None, subset: int | None, temperature: float, duplicates: float | None
+) -> None:
     """Read, print, write."""
     began = time.monotonic()
     z = open_embeddings(file, key)
     if subset is not None:
         checks.integer(subset, "--subset", 1, len(z))
-    checks.number(duplicates, "--duplicates", "above 0 and at most 1", lambda x: 0 < x <= 1)
+    threshold, most = (DUPLICATE, QUICK) if duplicates is None else (duplicates, None)
+    checks.number(threshold, "--duplicates", "above 0 and at most 1", lambda x: 0 < x <= 1)
     progress, stem = (shown_share if sys.stderr is not None and sys.stderr.isatty() else None), name_of(file)
     found = diagnose(z, temperature=temperature, progress=progress)
-    pairs = near_duplicates(z, threshold=duplicates, progress=progress)
+    pairs = near_duplicates(z, threshold=threshold, most=most, progress=progress)
     print(f"{found.table(shown(file))}\n{pairs.line()}")
     spectrum = out / f"{stem}_spectrum.csv"
     values = zip(found.spectrum.tolist(), found.centred_spectrum.tolist(), strict=True)

@@ -27,7 +27,7 @@ class Pairs:
         cosines: (k,) float32.
         total: pairs found, of which `rows` lists at most 1,000,000.
         surplus: rows that have an earlier one within the threshold.
-        compared, given: rows that were compared with each other, all up to 200,000, else a random 200,000; rows there are.
+        compared, given: rows that were compared with each other, and rows there are.
         threshold: least cosine.
     """
 
@@ -53,29 +53,31 @@ def near_duplicates(
     z: Tensor | FileRows,
     *,
     threshold: float = DUPLICATE,
+    most: int | None = None,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Pairs:
     """All pairs of rows whose cosine is at least `threshold`, but for float32's rounding; zero rows are in none.
 
-    Up to 200,000 rows each is compared with each; of more, a random 200,000. Some 150 MB are held at a time.
+    Up to `most` rows each is compared with each; of more, as many random ones. Some 150 MB are held at a time.
 
     Args:
         z: (N, d), float64, float32, bfloat16 or float16, on any device or in a file (`open_embeddings`); no NaN or Inf.
         threshold: above 0, at most 1.
+        most: rows that are compared, None 200,000: the work grows with their square.
         seed: of the rows drawn.
         progress: is told the share of the work that is done.
 
     Raises:
-        ValueError: wrong shape or dtype; threshold out of range.
+        ValueError: wrong shape or dtype; threshold or most out of range.
     """
     if not isinstance(z, FileRows):
         z = checks.floating(z, "embeddings", ndim=2).detach()
     checks.number(threshold, "threshold", "above 0 and at most 1", lambda x: 0 < x <= 1)
-    drawn = None
-    if len(z) > MOST:
-        drawn = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
-    n, d = (len(z) if drawn is None else MOST), z.shape[1]
+    most, drawn = MOST if most is None else checks.integer(most, "most", 1), None
+    if len(z) > most:
+        drawn = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    n, d = (len(z) if drawn is None else most), z.shape[1]
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
 
     def unit(first: int, last: int) -> Tensor:
