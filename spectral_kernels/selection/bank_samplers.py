@@ -131,7 +131,7 @@ class _BankBatchSampler(BaseBatchSampler):
             warnings.warn(
                 f"the memory bank is cold: {seen} of {rows} rows have an embedding; "
                 f"batches are random until {least} have one",
-                stacklevel=4,
+                stacklevel=5,
             )
         return True
 

@@ -4,7 +4,7 @@ Rows are never normalised in memory: their inverse norms multiply the similariti
 they enter `tl.dot` as they are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -54,14 +54,14 @@ def note_block(
 
 @triton.jit
 def negatives(
-    rows, others, m, n, mask, row_groups, other_groups, mask_row, mask_column, grouped, DIAGONAL: tl.constexpr
+    rows, others, m, n, mask, row_groups, other_groups, mask_row, mask_unit, grouped, DIAGONAL: tl.constexpr
 ):  # fmt: skip
     """Which others are negatives of which rows: of all rows, since what lies beyond m is not stored."""
     counted = (others < n)[None, :] & (rows >= 0)[:, None]
     if DIAGONAL:
         counted = counted & (rows[:, None] != others[None, :])
     if mask is not None:
-        at = rows.to(tl.int64)[:, None] * mask_row + others.to(tl.int64)[None, :] * mask_column
+        at = rows.to(tl.int64)[:, None] * mask_row + others.to(tl.int64)[None, :] * mask_unit
         inside = (rows < m)[:, None] & (others < n)[None, :]
         counted = counted & (tl.load(mask + at, mask=inside, other=0) == 0)
     if row_groups is not None:
@@ -182,6 +182,8 @@ BACKWARD = {
     "bf16x3": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "BLOCK_D": 128}, num_warps=8),
     "half": Configuration({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_D": 128}, num_warps=4, num_stages=1),
 }
+# with groups, which spill in four warps
+WIDER = {kind: replace(BACKWARD[kind], num_warps=8) for kind in ("ieee", "half")}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectral_kernels.dispatch.backends import BackendError
 from spectral_kernels.errors import words as error_words
-from spectral_kernels.kernels.launch import AotCall, Configuration, launch
+from spectral_kernels.kernels.launch import INTERPRETED, AotCall, Configuration, launch
 from spectral_kernels.kernels.precision import dot_precision, split_float
 from spectral_kernels.kernels.rows import dense_rows, holds_nan, round_to_tf32
 from spectral_kernels.kernels.statistics import tangent
@@ -19,6 +20,7 @@ from spectral_kernels.ops._rows import accumulation_dtype
 from spectral_kernels.ops.infonce.blocks_triton import (
     AOT_CASES,
     BACKWARD,
+    WIDER,
     LeftOut,
     Rows,
     anchor_block,
@@ -35,10 +37,10 @@ from spectral_kernels.ops.infonce.blocks_triton import (
 from spectral_kernels.ops.infonce.grad_norms_triton import info_nce_grad_norms as info_nce_grad_norms
 
 
-@triton.jit(do_not_specialize=["m", "n", "row_blocks"])
+@triton.jit(do_not_specialize=["m", "n", "row_blocks", "grouped"])
 def loss_kernel(
     x, x_second, p, y, y_second, loss, lse, errors, mask, groups, other_groups, m, n, row_blocks, d,
-    x_row, x_second_row, p_row, y_row, y_second_row, mask_row, mask_column, grouped, temperature, temperature_rest,
+    x_row, x_second_row, p_row, y_row, y_second_row, mask_row, mask_unit, grouped, temperature, temperature_rest,
     TWO: tl.constexpr, DIAGONAL: tl.constexpr, ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr, TERMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -67,7 +69,7 @@ def loss_kernel(
                 True, ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             counted = negatives(
-                rows, others, m, n, mask, groups, other_groups, mask_row, mask_column, grouped, DIAGONAL
+                rows, others, m, n, mask, groups, other_groups, mask_row, mask_unit, grouped, DIAGONAL
             )  # fmt: skip
             if mask is not None or groups is not None:
                 # what no anchor looks at may be NaN too
@@ -92,10 +94,10 @@ def loss_kernel(
     tl.store(lse + part * m + rows, positive + value, mask=inside)
 
 
-@triton.jit(do_not_specialize=["m", "n", "row_blocks"])
+@triton.jit(do_not_specialize=["m", "n", "row_blocks", "grouped"])
 def gradient_kernel(
     x, x_second, p, y, y_second, grad, loss, lse, dx, dx_second, dp, alongs, mask, groups, other_groups,
-    m, n, row_blocks, column_blocks, d, x_row, x_second_row, p_row, y_row, y_second_row, mask_row, mask_column, grouped,
+    m, n, row_blocks, column_blocks, d, x_row, x_second_row, p_row, y_row, y_second_row, mask_row, mask_unit, grouped,
     temperature, temperature_rest,
     TWO: tl.constexpr, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, POSITIVE: tl.constexpr, DIAGONAL: tl.constexpr,
     ONE: tl.constexpr, NATIVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -143,7 +145,7 @@ def gradient_kernel(
                 False, ACC, PRECISION, NATIVE, ONE, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             counted = negatives(
-                rows, others, m, n, mask, groups, other_groups, mask_row, mask_column, grouped, DIAGONAL
+                rows, others, m, n, mask, groups, other_groups, mask_row, mask_unit, grouped, DIAGONAL
             )  # fmt: skip
             logits = tl.where(counted, cosines / tau, float("-inf"))
             weights = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACC)
@@ -193,6 +195,7 @@ FORWARD = {
 CONFIGURATIONS = {
     **{f"loss {kind}": use for kind, use in FORWARD.items()},
     **{f"gradient {kind}": use for kind, use in BACKWARD.items()},
+    **{f"gradient with groups {kind}": use for kind, use in WIDER.items()},
 }
 
 
@@ -226,7 +229,8 @@ def _gradient(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     m, d = x.first.shape
     dtype = x.first.dtype
-    use = BACKWARD[arithmetic(dtype, precision)]
+    kind = arithmetic(dtype, precision)
+    use = BACKWARD[kind] if left_out.groups is None else WIDER.get(kind, BACKWARD[kind])
     dx = x.first.new_empty(m, d) if dx is None else dx
     dx_second = None if x.second is None else x.first.new_empty(m, d)
     row_blocks, column_blocks = -(-m // use["BLOCK_M"]), -(-d // use["BLOCK_D"])
@@ -254,13 +258,21 @@ def info_nce(
     queue_groups: Tensor | None, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     query, key = dense_rows(query), dense_rows(key)
-    left_out = _left_out(mask, groups, groups if queue is None else queue_groups)
+    left_out = _left_out(query, mask, groups, groups if queue is None else queue_groups)
     if queue is None:
         return _loss(Rows(query), key, Rows(key), left_out, True, temperature, precision)
     return _loss(Rows(query), key, Rows(dense_rows(queue)), left_out, False, temperature, precision)
 
 
-def _left_out(mask: Tensor | None, groups: Tensor | None, other_groups: Tensor | None) -> LeftOut:
+# its compiler ends on the gradient's products of a masked tile: seen with 3.6.0, and no more with 3.9.0
+_MASKS_FLOAT64 = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
+
+
+def _left_out(z: Tensor, mask: Tensor | None, groups: Tensor | None, other_groups: Tensor | None) -> LeftOut:
+    if mask is not None and z.dtype == torch.float64 and not (_MASKS_FLOAT64 or INTERPRETED):
+        raise BackendError(
+            f"Triton {triton.__version__} does not compile a mask for float64 rows, 3.9 does: float32, or backend='reference'"
+        )
     if groups is None or other_groups is None:
         return LeftOut(mask)
     return LeftOut(mask, groups.contiguous(), other_groups.contiguous())
@@ -273,7 +285,7 @@ def info_nce_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     query, key, grad = dense_rows(query), dense_rows(key), grad.contiguous()
     given = (grad, loss.contiguous(), lse.contiguous())
-    left_out = _left_out(mask, groups, groups if queue is None else queue_groups)
+    left_out = _left_out(query, mask, groups, groups if queue is None else queue_groups)
     dkey, dqueue = torch.empty_like(key, memory_format=torch.contiguous_format), query.new_empty(0, query.shape[1])
     b = len(query)
     along = loss.new_empty(b if temperature_gradient else 0)
@@ -306,7 +318,7 @@ def info_nce_backward(
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float, groups: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
     views = Rows(dense_rows(z0), dense_rows(z1))
-    return _loss(views, None, views, _left_out(None, groups, groups), True, temperature, precision)
+    return _loss(views, None, views, _left_out(z0, None, groups, groups), True, temperature, precision)
 
 
 def nt_xent_backward(
@@ -316,7 +328,7 @@ def nt_xent_backward(
     views = Rows(dense_rows(z0), dense_rows(z1))
     along = loss.new_empty(len(loss) if temperature_gradient else 0)
     dz0, dz1 = _gradient(
-        views, None, views, grad.contiguous(), loss.contiguous(), lse.contiguous(), _left_out(None, groups, groups), True,
+        views, None, views, grad.contiguous(), loss.contiguous(), lse.contiguous(), _left_out(z0, None, groups, groups), True,
         temperature, precision, by_row=True, by_column=True, positive=True, along=along,
     )  # fmt: skip
     assert dz1 is not None
@@ -330,7 +342,8 @@ def aot_calls() -> list[AotCall]:
         z = torch.empty(4096, d, dtype=dtype, device="meta")
         values = torch.empty(4096, dtype=accumulation_dtype(dtype), device="meta")
         queue = torch.empty(65536, d, dtype=dtype, device="meta") if with_queue else None
-        mask = torch.empty(4096, 4096, dtype=torch.bool, device="meta") if left_out and not with_queue else None
+        masked = left_out and not with_queue and (_MASKS_FLOAT64 or dtype != torch.float64)
+        mask = torch.empty(4096, 4096, dtype=torch.bool, device="meta") if masked else None
         groups = torch.empty(65536 if with_queue else 4096, dtype=torch.int64, device="meta") if left_out else None
         labels = (groups, groups) if with_queue else (None, None)
         info_nce(z, z, queue, 0.1, mask, *labels, precision)
