@@ -59,7 +59,7 @@ def near_duplicates(
 ) -> Pairs:
     """All pairs of rows whose cosine is at least `threshold`, but for float32's rounding; zero rows are in none.
 
-    Up to `most` rows each is compared with each; of more, as many random ones. Some 150 MB are held at a time.
+    Up to `most` rows each is compared with each; of more, as many random ones.
 
     Args:
         z: (N, d), float64, float32, bfloat16 or float16, on any device or in a file (`open_embeddings`); no NaN or Inf.
