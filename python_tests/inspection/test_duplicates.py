@@ -1,6 +1,8 @@
 """Near-duplicate pairs: those of all cosines, whatever the blocks, from files too; a stated subset of many rows; limits."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,29 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert {(int(row["keep"]), int(row["duplicate"])) for row in rows} == wanted.keys()
     assert cli.main(["inspect", str(tmp_path / "z.npy"), "--duplicates", "2"]) == 1
     assert "--duplicates must be above 0 and at most 1, got 2" in capsys.readouterr().err
+
+
+SCRIPT = """
+import sys
+from spectral_kernels import cli
+def peak():
+    # not ru_maxrss, which begins with what the process that started this one had
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+cli.main(["inspect", sys.argv[1], "--out", sys.argv[3]])
+before = peak()
+assert cli.main(["inspect", sys.argv[2], "--out", sys.argv[3]]) == 0
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Of a file of 10 MB and one of 128 MB: what the second needs beyond the first; pairs among part of its rows."""
+    files = [str(tmp_path / "small.npy"), str(tmp_path / "large.npy"), str(tmp_path)]
+    for file, n in zip(files, (20_000, 250_000), strict=False):
+        np.save(file, embeddings(n, 128).numpy())
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *files], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rise = float(done.stdout.split()[-1])
+    assert rise < 60, f"{rise:.0f} MB"

@@ -87,6 +87,8 @@ def near_duplicates(
     held, done, total, listed = max(1, HELD // (TILE * d)) * TILE, 0, 0, 0
     surplus = torch.zeros(n, dtype=torch.bool)
     rows, cosines = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0)]
+    # one for all tiles: glibc takes new memory for aligned blocks of this size, several times over
+    products = torch.empty(TILE * TILE)
     for start in range(0, n, held):
         stop = min(start + held, n)
         own = torch.empty(stop - start, d)
@@ -96,7 +98,8 @@ def near_duplicates(
             last = min(first + TILE, n)
             later = own[first - start : last - start] if last <= stop else unit(first, last)
             for before in range(0, min(len(own), last - start), TILE):
-                found = own[before : before + TILE] @ later.mT
+                here = own[before : before + TILE]
+                found = torch.mm(here, later.mT, out=products[: len(here) * len(later)].view(len(here), len(later)))
                 done += found.numel()
                 if float(found.amax()) < threshold - ROUNDING:
                     continue
