@@ -31,7 +31,7 @@ to keep; among at most 20,000 rows drawn, with --duplicates 200,000), and with -
 subset's row numbers as .npy.
 """
 
-QUICK = 20_000  # rows whose pairs are looked for where nobody asked for more: a second or two
+QUICK = 20_000  # rows compared in pairs by default: a second or two
 
 
 def run(

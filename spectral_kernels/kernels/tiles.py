@@ -78,7 +78,7 @@ def tiles_kernel(
     """A tile of xᵀx, of xxᵀ (GRAM) or of leftᵀx (CROSS), over a chunk of the other dimension, which `add_parts` adds up.
 
     MATRIX: divided by `count` to `matrix` (b, side, side). RANK: the last of a batch's tiles makes of `stats` (b, tiles, 3)
-    its R₂, as `store_rank`. Norms come in `scale`; without it a GRAM takes those of its rows by the way. A CROSS with
+    its R₂, as `store_rank`. Norms come in `scale`; without it a GRAM computes those of its rows as it reads them. A CROSS with
     `left_sums` (b, d) writes the column sums of left there.
     """
     FUSED: tl.constexpr = GRAM and NORMALIZE and scale is None

@@ -42,8 +42,8 @@ class SpectrumMonitor:
     once for each kind. In the CSV it is nan.
 
     Args:
-        path: of the CSV; its spectra go to `<stem>_spectrum.csv` beside it. A file that is there is gone on with: rows
-            of steps not before the first one observed are dropped.
+        path: of the CSV; its spectra go to `<stem>_spectrum.csv` beside it. An existing file is continued: its
+            rows from the first observed step on are dropped.
         temperature: τ of the loss.
         loss: `"info_nce"` or `"nt_xent"`.
         every: steps between measurements; None: as often as `budget` allows.

@@ -26,8 +26,8 @@ def pass_through(caller: FrameType) -> tuple[int, int] | None:
     """Number and rank of the processes, where what calls the batch sampler is Accelerate's wrapper; else None.
 
     `BatchSamplerShard` gives each process every num_processes-th batch. Of a sampler that deals out its rows by itself the
-    other batches would be lost, silently, so that the wrapper is told that there is one process, which is what Transformers
-    does for a sampler of its own. Nothing that the wrapper lets a sampler say has that effect.
+    other batches would be lost silently. So the wrapper is set to one process, as Transformers does for its own sampler:
+    Accelerate has no option for it.
 
     Raises:
         ValueError: split_batches, which cuts a batch that was chosen as a whole.

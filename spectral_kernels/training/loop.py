@@ -59,8 +59,8 @@ class Run:
     Args:
         config: `selection.strategy` and `train.seed` say which run this is.
         data: where evaluation and the pool come from.
-        folder: of `last.ckpt`; a run found there is gone on with. No other process may write there for as long as this object
-            lives. None: nothing is written.
+        folder: of `last.ckpt`; a run found there is resumed. No other process may write there while this object lives. None:
+            nothing is written.
         evaluator, normalize: shared between runs on the same data; made here where None.
 
     Attributes:
