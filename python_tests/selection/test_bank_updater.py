@@ -28,10 +28,10 @@ def trained(updater: BankUpdater, encoder: nn.Module, batches: int, workers: int
     seen = []
     for (numbers, x), _ in zip(loader, range(batches), strict=False):
         half = len(x) // 2
+        encoder.eval()(x + 2)  # not trained on
+        encoder.train()
         for part in (x[:half], x[half:], x + 1):  # a batch in two parts, and then a second view
             encoder(part)
-        encoder.eval()(x + 2)
-        encoder.train()
         updater.batch_end()
         seen += numbers.tolist()
     return seen
